@@ -67,8 +67,8 @@ class Refused:
 class Checks:
     """What the guards look at before an optimizer step.
 
-    ``abs_dlogprob`` is nan where it was not measured; ``moved`` is the mean distance of trained
-    tokens from the old policy. Both in nats.
+    ``abs_dlogprob`` is the mean distance of the trained tokens' old log-probs from the sampler's,
+    ``moved`` that of the new ones from the old. Both in nats.
     """
 
     loss: float
@@ -103,8 +103,7 @@ class Seen(NamedTuple):
 class Watch:
     """What one minibatch came to, kept on the device until a guard asks: a read stalls a GPU."""
 
-    def __init__(self, *, measures_sampler: bool) -> None:
-        self._measures_sampler = measures_sampler
+    def __init__(self) -> None:
         self._seen: list[Seen] = []
 
     def add(self, seen: Seen) -> None:
@@ -113,7 +112,7 @@ class Watch:
 
     def checks(self) -> Checks:
         """What the guards look at, in one read."""
-        num_tokens = max(sum(row.num_loss_tokens for row, _, _ in self._seen), 1)
+        num_tokens = sum(row.num_loss_tokens for row, _, _ in self._seen)
         values, distances, moves = [], [], []
         for row, logprobs_T, found in self._seen:
             mask_T = row.loss_mask_T
@@ -124,7 +123,7 @@ class Watch:
         loss, distance, moved = torch.stack(totals).tolist()
         return Checks(
             loss=loss,
-            abs_dlogprob=distance / num_tokens if self._measures_sampler else math.nan,
+            abs_dlogprob=distance / num_tokens,
             moved=moved / num_tokens,
         )
 
@@ -159,7 +158,7 @@ def refuse(checks: Checks, *, max_dlogprob: float) -> Refused | None:
     """
     if not math.isfinite(checks.loss):
         return Refused(reason=Reason.LOSS, told=f"the loss is {checks.loss}")
-    if max_dlogprob and checks.abs_dlogprob > max_dlogprob:
+    if max_dlogprob and not checks.abs_dlogprob <= max_dlogprob:  # nor is what is no number
         told = (
             f"sampler and learner are {checks.abs_dlogprob:.3g} nats a token apart, "
             f"algorithm.max_dlogprob allows {max_dlogprob:g}"

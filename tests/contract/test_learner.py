@@ -18,6 +18,7 @@ from querl.errors import CheckpointError
 from querl.trainer.full import FullLearner, UpdateSettings
 from querl.trainer.lora import LoraSettings, add_adapter
 from querl.trainer.model import load_model, load_tokenizer, save_model
+from querl.trainer.offload import HostOffload
 from querl.trainer.optim import AdamWSettings
 
 
@@ -33,17 +34,23 @@ def lora_learner(base: Path, *, seed: int = 0, **settings) -> FullLearner:
     return learner_of(model, **settings)
 
 
-def learner_of(model, *, lr: float = 1e-2, **update) -> FullLearner:
+def moving_learner(base: Path, **settings) -> FullLearner:
+    """Asleep, its tensors lie in other memory, as those of a GPU would."""
+    return full_learner(base, moves=True, **settings)
+
+
+def learner_of(model, *, lr: float = 1e-2, moves: bool = False, **update) -> FullLearner:
     return FullLearner(
         model,
         tiny_tokenizer(),
         loss=ClipLoss(),
         optimizer=AdamWSettings(lr=lr, warmup_steps=3),
         update=UpdateSettings(**update),
+        offload=HostOffload(model.device) if moves else None,
     )
 
 
-LEARNERS = {"full": full_learner, "lora": lora_learner}
+LEARNERS = {"full": full_learner, "lora": lora_learner, "moving": moving_learner}
 
 
 @pytest.fixture(params=LEARNERS)
@@ -119,6 +126,19 @@ def test_at_the_first_inner_step_the_ratio_is_exactly_one(make_learner):
     # With an old policy of its own pass, and no change by the first of two epochs:
     metrics = update(make_learner(lr=0.0, inner_epochs=2, minibatches=2), samples)
     assert metrics["policy/ratio_max"] == 1
+
+
+def test_samples_in_which_nothing_is_trained_count_for_nothing(make_learner):
+    samples = make_samples()
+    idle = [replace(sample, loss_mask=(False,) * len(sample.loss_mask)) for sample in samples[:4]]
+    found = []
+    for batch in (samples[4:], idle + samples[4:], idle):
+        learner = make_learner(reduction=Reduction(name="sequence_mean"), minibatches=2)
+        before = weights(learner)
+        update(learner, batch)
+        found.append(weights(learner))
+    assert are_equal(found[0], found[1])
+    assert are_equal(found[2], before)
 
 
 def test_with_a_rate_of_zero_nothing_changes(make_learner):
@@ -270,3 +290,58 @@ def test_an_update_that_is_cancelled_still_ends_whole(make_learner):
     assert asyncio.run(cancel_at_once(cancelled)) == 1
     update(whole, samples)
     assert are_equal(weights(cancelled), weights(whole))
+
+
+def test_sleeping_between_updates_changes_none_of_them(make_learner):
+    batches = [make_samples(seed=seed) for seed in range(3)]
+
+    async def rest(learner):
+        for batch in batches:
+            await learner.sleep()
+            await learner.sleep()
+            await learner.wake()
+            await learner.wake()
+            await learner.update(batch)
+
+    rested, straight = make_learner(), make_learner()
+    module = rested.weights()
+    asyncio.run(rest(rested))
+    for batch in batches:
+        update(straight, batch)
+    assert are_equal(weights(rested), weights(straight))
+    assert rested.weights() is module
+
+
+def test_whatever_computes_wakes_it_first(make_learner):
+    samples = make_samples()
+    asleep, awake = make_learner(), make_learner()
+    asyncio.run(asleep.sleep())
+    assert logprobs(asleep, samples) == logprobs(awake, samples)
+    asyncio.run(asleep.sleep())
+    assert update(asleep, samples)["policy/loss"] == update(awake, samples)["policy/loss"]
+    assert are_equal(weights(asleep), weights(awake))
+
+
+def test_what_is_saved_asleep_is_what_is_saved_awake(make_learner, tmp_path):
+    learner = make_learner()
+    update(learner, make_samples())
+    for name in ("awake", "asleep"):
+        (tmp_path / name).mkdir()
+        learner.save(tmp_path / name)
+        asyncio.run(learner.sleep())
+    saved = [path.relative_to(tmp_path / "awake") for path in (tmp_path / "awake").rglob("*.*")]
+    assert any(path.name.startswith("optimizer") for path in saved)
+    for path in saved:
+        both = [(tmp_path / name / path).read_bytes() for name in ("awake", "asleep")]
+        assert both[0] == both[1], path
+
+
+def test_a_checkpoint_can_be_loaded_asleep(make_learner, tmp_path):
+    first, second = make_learner(), make_learner(seed=7)
+    update(first, make_samples())
+    first.save(tmp_path)
+    asyncio.run(second.sleep())
+    second.load(tmp_path)
+    for learner in (first, second):
+        update(learner, make_samples(seed=1))
+    assert are_equal(weights(first), weights(second))

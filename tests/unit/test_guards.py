@@ -20,6 +20,7 @@ from torch import Tensor
 
 from querl.algorithm.loss import ClipLoss, Loss
 from querl.algorithm.loss.base import total
+from querl.algorithm.loss.correction import Correction
 from querl.algorithm.pack import MicroBatch
 from querl.durable import read_lines
 from querl.errors import TrainingError
@@ -139,11 +140,25 @@ def test_a_sampler_far_from_the_learner_costs_the_step():
     assert "0.3 nats a token apart, algorithm.max_dlogprob allows 0.25" in fault.refused.told
 
 
-def test_only_the_first_epoch_is_held_against_the_sampler():
-    """After it the policy has moved, and is meant to."""
-    policy = learner(max_dlogprob=0.25, inner_epochs=3)
-    samples = sampled_by(policy, make_samples(), shift=-0.2)
-    assert update(policy, samples)["optimizer/skipped_steps"] == 0
+def test_in_later_epochs_the_old_policy_is_held_against_the_sampler_not_the_new_one():
+    """The new one has moved, and is meant to; a batch that was refused is refused again."""
+    near, far = (learner(max_dlogprob=0.25, inner_epochs=3) for _ in range(2))
+    before = weights(far)
+    samples = make_samples()
+    assert update(near, sampled_by(near, samples, shift=-0.2))["optimizer/skipped_steps"] == 0
+    assert update(far, sampled_by(far, samples, shift=-0.3))["optimizer/skipped_steps"] == 3
+    assert are_equal(weights(far), before)
+
+
+def test_a_sampler_that_gives_no_number_costs_the_step_though_its_tokens_are_masked():
+    policy = learner(max_dlogprob=0.25, correction=Correction(kind="mask", low=0.5, high=5))
+    samples, before = sampled_by(policy, make_samples()), weights(policy)
+    logprobs = list(samples[0].sampled_logprobs)
+    logprobs[samples[0].loss_mask.index(True)] = math.nan
+    samples[0] = replace(samples[0], sampled_logprobs=tuple(logprobs))
+    update(policy, samples)
+    assert [fault.refused.reason for fault in policy.faults] == [Reason.SAMPLER]
+    assert are_equal(weights(policy), before)
 
 
 def test_dropout_that_is_on_stops_the_run():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -119,8 +120,32 @@ def test_an_adapter_is_held_to_the_base_below_it(tmp_path):
     assert update(still)["policy/kl"] == pytest.approx(expected, rel=1e-3)
 
 
+def test_a_step_that_is_no_number_leaves_the_coefficient_as_it_was():
+    learner = make_learner(KlPenalty(coefficient=0.1, target=1e-6))
+    samples = make_samples()
+    samples[0] = replace(samples[0], token_ids=(0, *samples[0].token_ids[1:]))
+    embedding = learner.weights().get_input_embeddings().weight
+    first = embedding[0].detach().clone()
+    with torch.no_grad():
+        embedding[0] = math.nan
+    metrics = asyncio.run(learner.update(samples))
+    assert math.isnan(metrics["policy/kl"])
+    assert learner.faults
+    with torch.no_grad():
+        embedding[0] = first
+    assert update(learner)["policy/kl_coefficient"] == 0.1
+    assert not learner.faults
+
+
+def test_a_coefficient_that_follows_no_target_is_the_recipes_after_a_resume(tmp_path):
+    make_learner(KlPenalty(coefficient=0.1)).save(tmp_path)
+    learner = make_learner(KlPenalty(coefficient=0.2))
+    learner.load(tmp_path)
+    assert update(learner)["policy/kl_coefficient"] == 0.2
+
+
 def test_a_checkpoint_without_its_coefficient_is_damaged(tmp_path):
-    penalty = KlPenalty(coefficient=0.1)
+    penalty = KlPenalty(coefficient=0.1, target=0.01)
     make_learner(penalty).save(tmp_path)
     (tmp_path / "kl.json").write_text("{}", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"kl\.json"):

@@ -34,8 +34,11 @@ class Reduction:
         return replace(batch, weights_T=1 / sequence_lengths(batch).clamp(min=1))
 
     def divisor(self, rows: Sequence[MicroBatch]) -> float:
-        """What the sum over all rows of a minibatch is divided by; 0 where nothing is trained."""
-        num_tokens = sum(row.num_loss_tokens for row in rows)
-        if self.name == "sequence_mean":
-            return sum(len(row.members) for row in rows) if num_tokens else 0
-        return self.normaliser if self.name == "constant" and num_tokens else num_tokens
+        """What a minibatch's sum is divided by; each of its samples has trained tokens."""
+        match self.name:
+            case "token_mean":
+                return sum(row.num_loss_tokens for row in rows)
+            case "constant":
+                return self.normaliser
+            case "sequence_mean":
+                return sum(len(row.members) for row in rows)
