@@ -219,6 +219,19 @@ def test_without_masters_small_steps_are_not_lost():
     assert not any(name.startswith("master") for name in optimizer.state())
 
 
+def test_the_inner_steps_of_a_batch_are_rounded_each_by_noise_of_its_own():
+    module = linear(torch.bfloat16, size=(128, 128))
+    torch.nn.init.constant_(module.weight, 1.5)
+    optimizer = AdamW(module, AdamWSettings(lr=1e-3, masters="stochastic"))
+    for _ in range(8):
+        give_gradient(module, optimizer)
+        optimizer.step(1)
+    # by the same noise a weight would go down by all eight spacings, or stay
+    spacing, share = 2**-7, 1e-3 * 2**7
+    expected = spacing * (8 * share * (1 - share)) ** 0.5
+    assert module.weight.float().std().item() == pytest.approx(expected, rel=0.05)
+
+
 def test_fp16_needs_masters():
     with pytest.raises(ConfigError, match=r"rounds to bf16, and the model is in fp16"):
         AdamW(linear(torch.float16), AdamWSettings(masters="stochastic"))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 MOMENTS: dict[str, type[Moments]] = {"adamw": Float32Moments, "adamw8bit": EightBitMoments}
 _LOSS_SCALE = "loss_scale"
+_NUM_ROUNDINGS = "num_roundings"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +76,7 @@ class AdamW:
         self._gradients: dict[str, Tensor] = {}  # of weights that are not float32
         self._moments: dict[str, dict[str, Tensor]] = {name: {} for name in self._weights}
         self._scale = LossScale() if torch.float16 in dtypes else None
+        self._num_roundings = 0  # of weights at random, so that none has another's noise
 
     @property
     def loss_scale(self) -> float:
@@ -118,8 +120,8 @@ class AdamW:
             if grad_norm > self._settings.max_grad_norm:
                 factor = self._settings.max_grad_norm / grad_norm
                 torch._foreach_mul_(list(gradients.values()), factor)
-            for number, (name, gradient) in enumerate(gradients.items()):
-                self._change(name, gradient, rate, seed=step * len(self._weights) + number)
+            for name, gradient in gradients.items():
+                self._change(name, gradient, rate)
         broken = [] if is_finite else [n for n, g in gradients.items() if not g.isfinite().all()]
         return StepReport(
             grad_norm=grad_norm,
@@ -143,6 +145,8 @@ class AdamW:
             tensors |= {f"{key}.{name}": value for key, value in moments.items()}
         if self._scale is not None:
             tensors[_LOSS_SCALE] = self._scale.state()
+        if self._num_roundings:
+            tensors[_NUM_ROUNDINGS] = torch.tensor(self._num_roundings)
         return tensors
 
     @torch.no_grad()
@@ -169,6 +173,7 @@ class AdamW:
             self._home.publish(master, self._weights[name])
         if self._scale is not None and _LOSS_SCALE in tensors:
             self._scale.load_state(tensors[_LOSS_SCALE])
+        self._num_roundings = int(tensors.get(_NUM_ROUNDINGS, 0))
 
     def _gather(self, name: str, weight: Tensor) -> None:
         assert weight.grad is not None
@@ -188,7 +193,7 @@ class AdamW:
             weight.grad = None
         return taken
 
-    def _change(self, name: str, gradient: Tensor, lr: float, *, seed: int) -> None:
+    def _change(self, name: str, gradient: Tensor, lr: float) -> None:
         weight, master = self._weights[name], self._masters.get(name)
         value = self._home.value(weight) if master is None else master
         self._moments[name] = self._moments[name] or self._moment_kind.start(value)
@@ -201,5 +206,6 @@ class AdamW:
         gradient = self._home.gradient(gradient)
         self._moment_kind.step(value, gradient, self._moments[name], rates)
         if master is None and weight.dtype == torch.bfloat16:
-            value = round_stochastically(value, seed=seed)
+            value = round_stochastically(value, seed=self._num_roundings)
+            self._num_roundings += 1
         self._home.publish(value, weight)
