@@ -15,6 +15,7 @@ from querl.algorithm.sample import LeftOut, to_samples
 from querl.config import load_recipe
 from querl.errors import CheckpointError
 from querl.launch.local import load_policy, make_learner, make_recipe_credit
+from querl.launch.memory import with_rows
 from querl.launch.training import left_out_by
 from querl.metrics import JsonlSink, Metrics
 from querl.train import describe
@@ -89,13 +90,15 @@ async def replay(run: Path, step: int, overrides: tuple[str, ...] = ()) -> Repla
     """Train on a step of a run's folder again. Writes nothing.
 
     ``overrides`` change the run's recipe: what would another loss have made of this batch? Raises
-    CheckpointError for what is no run, or has no such step.
+    CheckpointError for what is no run, or has no such step, ConfigError for what cannot train.
     """
     if not (run / "recipe.toml").exists():
         raise CheckpointError(f"{run} holds no run: name the folder that --out named")
     recipe = load_recipe(run / "recipe.toml", overrides)
+    recipe.check_training()
     groups = records.read_groups(run / "records", step)
-    learner = make_learner(recipe, load_policy(recipe))
+    policy = load_policy(recipe)
+    learner = make_learner(with_rows(recipe), policy)
     with learner:
         _load_nearest(learner, run / "checkpoints", step - 1)
         weights_step = learner.step

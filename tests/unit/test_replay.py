@@ -11,7 +11,7 @@ from company import company_recipe, make_company
 from console import Querl
 
 from querl.algorithm.sample import LeftOut
-from querl.errors import CheckpointError
+from querl.errors import CheckpointError, ConfigError
 from querl.launch.replay import Replay, replay
 from querl.launch.training import train_locally
 from querl.run import Run
@@ -106,10 +106,11 @@ def test_minibatches_and_epochs_give_their_numbers_again_to_the_bit(
     "overrides",
     [
         ("lora.rank=4",),
+        ("memory.tokens_per_microbatch=0",),
         ("algorithm.kl=0.1", "algorithm.reduction=sequence_mean", "algorithm.entropy=0.01"),
         ("env.history=stepwise", "env.keep_thoughts=false", 'algorithm.credit="token_tree"'),
     ],
-    ids=["lora", "kl", "stepwise"],
+    ids=["lora", "rows", "kl", "stepwise"],
 )
 def test_other_learners_and_losses_give_their_numbers_again_too(
     company: Path, tmp_path: Path, overrides: tuple[str, ...]
@@ -179,6 +180,20 @@ def test_the_command_explains_a_step_and_takes_changed_settings(
     assert code == 0
     assert "changed: optimizer.lr=0.5" in out
     assert [line.split()[0] for line in out.splitlines() if "differs" in line] == ["optimizer/lr"]
+
+
+def test_a_divergence_may_be_charged_that_the_run_did_not_know(
+    company: Path, tmp_path: Path, whole: tuple[Path, Noting]
+) -> None:
+    again = replayed(whole[0], 2, "algorithm.kl=0.1")
+    assert again.numbers["policy/kl_coefficient"] == 0.1
+    train(company, tmp_path / "run", *KEEPS_ALL, "algorithm.kl=0.1", "run.num_steps=2")
+    assert replayed(tmp_path / "run", 2, "algorithm.kl=5.0").numbers["policy/kl_coefficient"] == 5
+
+
+def test_settings_that_cannot_train_are_refused(whole: tuple[Path, Noting]) -> None:
+    with pytest.raises(ConfigError, match=r"engine\.temperature=0"):
+        replayed(whole[0], 2, "engine.temperature=0")
 
 
 def test_the_command_refuses_another_recipe(querl: Querl, whole: tuple[Path, Noting]) -> None:
