@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -27,11 +26,12 @@ from querl.trainer.attention import (
     tree_attention,
 )
 from querl.trainer.guards import Seen, Watch, broken_gradient, check_ratio, refuse
+from querl.trainer.offload import Movable, NoOffload, tensors_of
 from querl.trainer.optim import AdamW, AdamWSettings
 from querl.trainer.parts import backward, split_groups
 from querl.trainer.reference import read_coefficient, write_coefficient
 from querl.trainer.state import read_state, write_state
-from querl.trainer.stats import TokenStats
+from querl.trainer.stats import TokenStats, report_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from querl.trainer.guards import Fault, Refused
+    from querl.trainer.offload import Offload
     from querl.trainer.reference import Reference
     from querl.types import Sample
 
@@ -90,6 +91,7 @@ class FullLearner:
         optimizer: AdamWSettings,
         update: UpdateSettings,
         reference: Reference | None = None,
+        offload: Offload | None = None,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
@@ -102,6 +104,7 @@ class FullLearner:
             entropy=update.entropy,
         )
         self._reference = reference
+        self._offload = offload or NoOffload()
         self._kl_coefficient = update.kl.coefficient
         self._optimizer = AdamW(model, optimizer)
         self._step = 0
@@ -158,6 +161,14 @@ class FullLearner:
         """
         return await self._in_thread(lambda: self._explain(sets, old))
 
+    async def sleep(self) -> None:
+        """Weights and optimizer state go where ``offload`` puts them; whatever computes wakes."""
+        await self._in_thread(lambda: self._offload.sleep(self._movables()))
+
+    async def wake(self) -> None:
+        """They come back."""
+        await self._in_thread(self._offload.wake)
+
     def weights(self) -> PreTrainedModel:
         """The module itself: an engine in this process shares it."""
         return self._model
@@ -166,7 +177,7 @@ class FullLearner:
         """Write ``model/``, ``optimizer.safetensors`` and ``learner.json`` into a folder."""
         counters = {"step": self._step, "num_skipped": self._num_skipped}
         write_state(folder, self._model, self._tokenizer, self._optimizer, counters)
-        if self._settings.kl.target is not None:
+        if self._reference is not None:
             write_coefficient(folder, self._kl_coefficient)
 
     def load(self, folder: Path) -> None:
@@ -174,10 +185,11 @@ class FullLearner:
 
         Raises CheckpointError when it is damaged or of another model.
         """
+        self._offload.wake()
         names = ("step", "num_skipped")
         counters = read_state(folder, self._model, self._optimizer, names=names)
         self._step, self._num_skipped = counters["step"], counters["num_skipped"]
-        if self._settings.kl.target is not None:
+        if self._reference is not None:
             self._kl_coefficient = read_coefficient(folder)
 
     async def _in_thread(self, work: Callable[[], Result]) -> Result:
@@ -188,12 +200,18 @@ class FullLearner:
             await asyncio.wait([future])
             raise
 
+    def _movables(self) -> Iterator[Movable]:
+        yield from tensors_of(self._model)
+        yield from map(Movable, self._optimizer.state().values())
+        if self._reference is not None:
+            yield from tensors_of(self._reference.model)
+
     def _update(self, samples: Sequence[Sample]) -> Metrics:
         metrics = Metrics()
         start = time.perf_counter()
+        self._offload.wake()
         device = self._model.device
-        trained = [sample for sample in samples if sample.num_loss_tokens]
-        parts = split_groups(trained, self._settings.minibatches)
+        parts = split_groups(samples, self._settings.minibatches)
         minibatches = [[row.to(device) for row in self._pack(part)] for part in parts]
         self._faults = []
         with self._training():
@@ -208,7 +226,7 @@ class FullLearner:
             minibatches = [self._objective.prepare(rows) for rows in minibatches]
             for epoch in range(self._settings.inner_epochs):
                 for number, rows in enumerate(minibatches):
-                    stats, watch = self._stats(epoch), Watch()
+                    stats, watch = self._stats(epoch), Watch(measures_sampler=epoch == 0)
                     refused = self._optimize(rows, stats, watch, metrics, old_is_new=is_one_step)
                     stats.report(metrics)
                     if refused is not None:
@@ -221,15 +239,7 @@ class FullLearner:
         seconds = time.perf_counter() - start
         rows = [row for rows in minibatches for row in rows]
         self._longest_row = max((row.num_tokens for row in rows), default=0)
-        metrics.add_sum("tokens/trained", sum(row.num_loss_tokens for row in rows))
-        metrics.add_sum("tokens/forward", sum(row.num_tokens for row in rows))
-        unshared = sum(row.num_unshared_tokens for row in rows)
-        metrics.add_sum("tokens/forward_unshared", unshared)
-        passes = self._settings.inner_epochs
-        metrics.add_mean(
-            "speed/update_tokens_per_s", passes * sum(row.num_tokens for row in rows), seconds
-        )
-        metrics.add_mean("speed/update_tokens_unshared_per_s", passes * unshared, seconds)
+        report_tokens(metrics, rows, num_passes=self._settings.inner_epochs, seconds=seconds)
         return metrics
 
     @contextmanager
@@ -259,6 +269,8 @@ class FullLearner:
     ) -> Refused | None:
         """One optimizer step on one minibatch, unless a guard refuses it."""
         normaliser = self._objective.reduction.divisor(rows)
+        if not normaliser:
+            return None
         for row in rows:
             watch.add(self._differentiate(row, normaliser, stats, old_is_new=old_is_new))
         refused = refuse(watch.checks(), max_dlogprob=self._settings.max_dlogprob)
@@ -330,14 +342,13 @@ class FullLearner:
     def _adapt_kl(self, metrics: Metrics) -> None:
         """Follow the divergence that is wanted, where the step has seen one."""
         observed = metrics.values().get("policy/kl")
-        if observed is None:
-            return
-        metrics.add_mean("policy/kl_coefficient", self._kl_coefficient)
-        if math.isfinite(observed):  # else a guard has skipped a step: nothing to learn from it
+        if observed is not None:
+            metrics.add_mean("policy/kl_coefficient", self._kl_coefficient)
             self._kl_coefficient = self._settings.kl.adapted(self._kl_coefficient, observed)
 
     @torch.no_grad()
     def _logprobs(self, samples: Sequence[Sample]) -> list[list[float]]:
+        self._offload.wake()
         found: list[list[float]] = [[] for _ in samples]
         with tree_attention(self._model):
             for row in self._pack(samples):
@@ -351,6 +362,7 @@ class FullLearner:
     def _explain(
         self, sets: Sequence[Sequence[Sample]], old: Sequence[Sequence[Sequence[float]]]
     ) -> list[Metrics]:
+        self._offload.wake()
         divisors: dict[int, float] = {}  # by group
         every = [sample for samples in sets for sample in samples]
         for part in split_groups(every, self._settings.minibatches):

@@ -34,6 +34,17 @@ class Learner(Protocol):
         """Log-probability of each trained token under the current weights: [N][loss tokens]."""
         ...
 
+    async def sleep(self) -> None:
+        """Give the GPU's memory back while an engine samples; a no-op where nothing can be.
+
+        Asleep it can be saved; whatever computes or loads wakes it first.
+        """
+        ...
+
+    async def wake(self) -> None:
+        """Take the memory again: before an update, and before ``weights`` are published."""
+        ...
+
     def weights(self) -> object:
         """A handle that the engine of the same placement knows how to load."""
         ...

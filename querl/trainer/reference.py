@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 class Reference(Protocol):
     """A policy that no update moves. It is no part of a checkpoint: a run makes it anew."""
 
+    @property
+    def model(self) -> PreTrainedModel:
+        """Where its weights are: the policy's own module, or another."""
+        ...
+
     def active(self) -> AbstractContextManager[PreTrainedModel]:
         """While it is open: a model for packed rows that answers as the reference does."""
         ...
@@ -37,6 +42,11 @@ class FrozenCopy:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = copy.deepcopy(model)
         self._model.requires_grad_(False)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The copy."""
+        return self._model
 
     @contextmanager
     def active(self) -> Iterator[PreTrainedModel]:
@@ -53,6 +63,11 @@ class AdapterOff:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The policy's own."""
+        return self._model
 
     @contextmanager
     def active(self) -> Iterator[PreTrainedModel]:

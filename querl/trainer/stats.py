@@ -9,6 +9,8 @@ import torch
 from querl.algorithm.loss.kl import estimate_kl
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from querl.algorithm.loss.objective import Derivatives
@@ -89,3 +91,16 @@ class TokenStats:
                 metrics.add_max(name, value)
         if counts[0]:
             metrics.add_mean("policy/loss", float(self._loss))
+
+
+def report_tokens(
+    metrics: Metrics, rows: Sequence[MicroBatch], *, num_passes: int, seconds: float
+) -> None:
+    """What an update trained and read, counted once a token, and how fast ``num_passes`` went."""
+    num_tokens = sum(row.num_tokens for row in rows)
+    num_unshared = sum(row.num_unshared_tokens for row in rows)
+    metrics.add_sum("tokens/trained", sum(row.num_loss_tokens for row in rows))
+    metrics.add_sum("tokens/forward", num_tokens)
+    metrics.add_sum("tokens/forward_unshared", num_unshared)
+    metrics.add_mean("speed/update_tokens_per_s", num_passes * num_tokens, seconds)
+    metrics.add_mean("speed/update_tokens_unshared_per_s", num_passes * num_unshared, seconds)
