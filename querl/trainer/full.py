@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -177,7 +178,7 @@ class FullLearner:
         """Write ``model/``, ``optimizer.safetensors`` and ``learner.json`` into a folder."""
         counters = {"step": self._step, "num_skipped": self._num_skipped}
         write_state(folder, self._model, self._tokenizer, self._optimizer, counters)
-        if self._reference is not None:
+        if self._settings.kl.target is not None:
             write_coefficient(folder, self._kl_coefficient)
 
     def load(self, folder: Path) -> None:
@@ -189,7 +190,7 @@ class FullLearner:
         names = ("step", "num_skipped")
         counters = read_state(folder, self._model, self._optimizer, names=names)
         self._step, self._num_skipped = counters["step"], counters["num_skipped"]
-        if self._reference is not None:
+        if self._settings.kl.target is not None:
             self._kl_coefficient = read_coefficient(folder)
 
     async def _in_thread(self, work: Callable[[], Result]) -> Result:
@@ -211,7 +212,8 @@ class FullLearner:
         start = time.perf_counter()
         self._offload.wake()
         device = self._model.device
-        parts = split_groups(samples, self._settings.minibatches)
+        trained = [sample for sample in samples if sample.num_loss_tokens]
+        parts = split_groups(trained, self._settings.minibatches)
         minibatches = [[row.to(device) for row in self._pack(part)] for part in parts]
         self._faults = []
         with self._training():
@@ -226,7 +228,7 @@ class FullLearner:
             minibatches = [self._objective.prepare(rows) for rows in minibatches]
             for epoch in range(self._settings.inner_epochs):
                 for number, rows in enumerate(minibatches):
-                    stats, watch = self._stats(epoch), Watch(measures_sampler=epoch == 0)
+                    stats, watch = self._stats(epoch), Watch()
                     refused = self._optimize(rows, stats, watch, metrics, old_is_new=is_one_step)
                     stats.report(metrics)
                     if refused is not None:
@@ -269,8 +271,6 @@ class FullLearner:
     ) -> Refused | None:
         """One optimizer step on one minibatch, unless a guard refuses it."""
         normaliser = self._objective.reduction.divisor(rows)
-        if not normaliser:
-            return None
         for row in rows:
             watch.add(self._differentiate(row, normaliser, stats, old_is_new=old_is_new))
         refused = refuse(watch.checks(), max_dlogprob=self._settings.max_dlogprob)
@@ -342,8 +342,10 @@ class FullLearner:
     def _adapt_kl(self, metrics: Metrics) -> None:
         """Follow the divergence that is wanted, where the step has seen one."""
         observed = metrics.values().get("policy/kl")
-        if observed is not None:
-            metrics.add_mean("policy/kl_coefficient", self._kl_coefficient)
+        if observed is None:
+            return
+        metrics.add_mean("policy/kl_coefficient", self._kl_coefficient)
+        if math.isfinite(observed):  # else a guard has skipped a step: nothing to learn from it
             self._kl_coefficient = self._settings.kl.adapted(self._kl_coefficient, observed)
 
     @torch.no_grad()
