@@ -113,11 +113,19 @@ class EngineConfig(Section):
     """How completions are sampled.
 
     A ``shared`` engine reads the learner's weights, a ``colocated`` one has its own on the same
-    GPUs and takes turns with the learner, a ``separate`` one has GPUs of its own.
+    GPUs and takes turns with the learner, a ``separate`` one has GPUs of its own. ``vllm`` and
+    ``sglang`` are servers, started with the interpreter ``python`` (None: this one) or found at
+    ``url``; ``options`` are passed on to a started one. ``openai`` is any endpoint of that kind, to
+    evaluate at. A server from which nothing comes for ``heartbeat_s`` is asked whether it lives.
     """
 
-    kind: Literal["hf", "vllm", "sglang"] = "hf"
+    kind: Literal["hf", "vllm", "sglang", "openai"] = "hf"
     placement: Literal["shared", "colocated", "separate"] = "shared"
+    url: str | None = None
+    python: str | None = None
+    options: dict[str, Any] = {}
+    start_timeout_s: float = Field(default=300.0, gt=0)
+    heartbeat_s: float = Field(default=15.0, gt=0)
     replicas: int = Field(default=1, ge=1)
     tensor_parallel: int = Field(default=1, ge=1)  # GPUs a replica
     dtype: Literal["auto", "fp8"] = "auto"
