@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from querl.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor
     from transformers import PreTrainedModel
@@ -56,21 +56,20 @@ def add_adapter(
     """
     from peft import LoraConfig
 
-    everything = EVERY_MATRIX in settings.targets
+    is_everywhere = settings.targets == (EVERY_MATRIX,)
+    if not is_everywhere:
+        _check_targets(model, settings.targets)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT divides it: any number will do
         lora_dropout=settings.dropout,
-        target_modules=EVERY_MATRIX if everything else list(settings.targets),
+        target_modules=EVERY_MATRIX if is_everywhere else list(settings.targets),
         use_rslora=settings.is_rank_stable,
     )
     with torch.random.fork_rng(devices=[] if model.device.type == "cpu" else [model.device]):
         torch.manual_seed(seed)
-        try:
-            model.add_adapter(config)
-        except ValueError as error:
-            raise ConfigError(f"lora.targets={list(settings.targets)}: {error}") from error
+        model.add_adapter(config)
     config.base_model_name_or_path = str(base.resolve())
     _settle(model)
 
@@ -167,7 +166,7 @@ def read_adapter(model: PreTrainedModel, folder: Path) -> None:
 
 @torch.no_grad()
 def merge_adapter(model: PreTrainedModel) -> None:
-    """Make the model a plain one: each matrix plus what its adapter adds, rounded once.
+    """Make the model a plain one: each matrix plus what its adapter adds, in float32.
 
     Raises ModelError where that is no number.
     """
@@ -188,6 +187,23 @@ def merge_adapter(model: PreTrainedModel) -> None:
         model.get_submodule(parent).register_module(own_name, layer.get_base_layer().to(dtype))
     model._hf_peft_config_loaded = False
     del model.peft_config
+
+
+def _check_targets(model: PreTrainedModel, targets: Sequence[str]) -> None:
+    """Refuse what PEFT passes over, a name that fits nothing, and the head: its product is ours."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    ]
+    for target in targets:
+        if not any(f".{name}".endswith(f".{target}") for name in names):
+            known = sorted({name.rpartition(".")[2] for name in names})
+            raise ConfigError(
+                f"lora.targets={list(targets)}: {target!r} is no matrix of the layers: use some of "
+                f"{', '.join(known)}, or {EVERY_MATRIX} alone"
+            )
 
 
 def _adapter_weights(model: PreTrainedModel) -> Mapping[str, Tensor]:

@@ -107,10 +107,17 @@ def test_what_the_adapter_adds_is_its_scaled_product(base: Path, is_rank_stable:
     assert not hasattr(model.get_submodule("model.layers.1.mlp.up_proj"), "lora_A")
 
 
-def test_unknown_targets_are_named(base: Path) -> None:
+@pytest.mark.parametrize("wrong", ["c_attn", "lm_head", "embed_tokens", "proj", "all-linear"])
+def test_a_target_that_is_no_matrix_of_the_layers_is_named_though_another_is(
+    base: Path, wrong: str
+) -> None:
     model = load_model(base, device=CPU)
-    with pytest.raises(ConfigError, match=r"lora\.targets=\['c_attn'\]"):
-        add_adapter(model, LoraSettings(rank=2, targets=("c_attn",)), base=base)
+    told = rf"lora\.targets=.*: '{wrong}' is no matrix of the layers: use some of .*, q_proj"
+    with pytest.raises(ConfigError, match=told):
+        add_adapter(model, LoraSettings(rank=2, targets=("q_proj", wrong)), base=base)
+    assert not has_adapter(model)
+    add_adapter(model, LoraSettings(rank=2, targets=("q_proj", "1.mlp.up_proj")), base=base)
+    assert has_adapter(model)
 
 
 def one_at_a_time(model: PreTrainedModel) -> dict[str, Tensor]:
