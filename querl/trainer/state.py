@@ -48,9 +48,10 @@ def read_state(
 
     Raises CheckpointError when the folder is damaged or of another model.
     """
-    state = read_json(folder / "learner.json")
+    counters = read_json(folder / "learner.json")
+    if missing := [name for name in names if not isinstance(counters.get(name), int)]:
+        raise CheckpointError(f"{folder / 'learner.json'} is damaged: {missing[0]} is no number")
     try:
-        counters = {name: int(state[name]) for name in names}
         tensors = load_file(folder / "optimizer.safetensors")
         if has_adapter(model):
             read_adapter(model, folder / "model")
@@ -58,6 +59,6 @@ def read_state(
             saved = load_model(folder / "model", device=torch.device("cpu"), dtype=model.dtype)
             model.load_state_dict(saved.state_dict())
         optimizer.load_state(tensors)
-    except (OSError, SafetensorError, ModelError, KeyError, RuntimeError) as error:
+    except (OSError, SafetensorError, ModelError, RuntimeError) as error:
         raise CheckpointError(f"{folder} is damaged or of another model: {error}") from error
-    return counters
+    return {name: counters[name] for name in names}

@@ -268,9 +268,10 @@ def test_a_damaged_checkpoint_is_named(make_learner, tmp_path, victim):
         make_learner().load(tmp_path)
 
 
-def test_a_state_without_its_step_is_damaged(make_learner, tmp_path):
+@pytest.mark.parametrize("state", [{}, {"step": None}, {"step": "one"}])
+def test_a_state_without_its_step_is_damaged(make_learner, tmp_path, state):
     make_learner().save(tmp_path)
-    (tmp_path / "learner.json").write_text(json.dumps({"format": 1}), encoding="utf-8")
+    (tmp_path / "learner.json").write_text(json.dumps(state), encoding="utf-8")
     with pytest.raises(CheckpointError, match="step"):
         make_learner().load(tmp_path)
 
