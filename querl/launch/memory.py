@@ -213,7 +213,7 @@ class MeasuredUpdates:
     def __init__(
         self, memory: Memory, learner: FullLearner, say: Callable[[str], None], *, num_steps: int
     ) -> None:
-        device = learner.weights().device
+        device = learner.weights().module.device
         self._meter: Meter = (
             GpuMeter(device)
             if device.type == "cuda"

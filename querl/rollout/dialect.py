@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
+    from torch.nn import Module
 
     from querl.rollout.engine import Sampling
     from querl.rollout.http import Http
@@ -29,7 +30,12 @@ class Piece:
 
 
 class Weights(Protocol):
-    """What a learner publishes, for servers that have weights of their own."""
+    """What a learner publishes: its module, and what servers with weights of their own load."""
+
+    @property
+    def module(self) -> Module:
+        """What is trained, for an engine of the same process."""
+        ...
 
     @property
     def is_adapter(self) -> bool:

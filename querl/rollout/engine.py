@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from querl.rollout.dialect import Weights
     from querl.types import Completion
 
 
@@ -59,7 +60,7 @@ class Engine(Protocol):
         """Take back ``enter`` for episodes that will not ask again."""
         ...
 
-    async def load_weights(self, weights: object, version: int) -> None:
+    async def load_weights(self, weights: Weights, version: int) -> None:
         """Load what ``Learner.weights()`` gave as ``version``; no cached prefix survives."""
         ...
 

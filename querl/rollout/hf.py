@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
     from querl.rollout.batching import Request
+    from querl.rollout.dialect import Weights
     from querl.rollout.engine import RequestKey, Sampling
     from querl.rollout.hf_batch import Prompt
 
@@ -89,13 +90,11 @@ class HfEngine:
         if self._batches.num_live == 0:
             self._kept.clear()
 
-    async def load_weights(self, weights: object, version: int) -> None:
+    async def load_weights(self, weights: Weights, version: int) -> None:
         """Copy a module's trained weights, or, for the shared module, note that it has changed."""
-        if not isinstance(weights, torch.nn.Module):
-            raise EngineError(f"the hf engine loads modules, not {type(weights).__name__}")
         async with self._batches.paused():
-            if weights is not self._model:
-                self._copy_trained(weights)
+            if weights.module is not self._model:
+                self._copy_trained(weights.module)
             self._kept.clear()
             self._version = version
 

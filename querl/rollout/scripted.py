@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
+    from querl.rollout.dialect import Weights
     from querl.rollout.engine import RequestKey, Sampling
 
     Answer = Callable[[RequestKey, str], str]
@@ -74,7 +75,7 @@ class ScriptedEngine:
     def leave(self, num_episodes: int) -> None:
         """Nothing waits here."""
 
-    async def load_weights(self, weights: object, version: int) -> None:  # noqa: ARG002
+    async def load_weights(self, weights: Weights, version: int) -> None:  # noqa: ARG002
         """Later tokens say ``version``; the answers stay."""
         self._version = version
 

@@ -33,6 +33,7 @@ from querl.trainer.parts import backward, split_groups
 from querl.trainer.reference import read_coefficient, write_coefficient
 from querl.trainer.state import read_state, write_state
 from querl.trainer.stats import TokenStats, report_tokens
+from querl.trainer.weights import PublishedWeights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -170,9 +171,9 @@ class FullLearner:
         """They come back."""
         await self._in_thread(self._offload.wake)
 
-    def weights(self) -> PreTrainedModel:
-        """The module itself: an engine in this process shares it."""
-        return self._model
+    def weights(self) -> PublishedWeights:
+        """A handle to the weights; its ``module`` is the one that is trained."""
+        return PublishedWeights(self._model)
 
     def save(self, folder: Path) -> None:
         """Write ``model/``, ``optimizer.safetensors`` and ``learner.json`` into a folder."""
@@ -187,8 +188,7 @@ class FullLearner:
         Raises CheckpointError when it is damaged or of another model.
         """
         self._offload.wake()
-        names = ("step", "num_skipped")
-        counters = read_state(folder, self._model, self._optimizer, names=names)
+        counters = read_state(folder, self._model, self._optimizer, names=("step", "num_skipped"))
         self._step, self._num_skipped = counters["step"], counters["num_skipped"]
         if self._settings.kl.target is not None:
             self._kl_coefficient = read_coefficient(folder)

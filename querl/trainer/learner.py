@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from querl.metrics import Metrics
+    from querl.rollout.dialect import Weights
     from querl.trainer.guards import Fault
     from querl.types import Sample
 
@@ -45,8 +46,8 @@ class Learner(Protocol):
         """Take the memory again: before an update, and before ``weights`` are published."""
         ...
 
-    def weights(self) -> object:
-        """A handle that the engine of the same placement knows how to load."""
+    def weights(self) -> Weights:
+        """A handle that every engine knows how to load."""
         ...
 
     def save(self, folder: Path) -> None:

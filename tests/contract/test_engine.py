@@ -26,6 +26,7 @@ from querl.errors import EngineError
 from querl.rollout.engine import Engine, RequestKey, Sampling
 from querl.rollout.hf import HfEngine
 from querl.rollout.scripted import ScriptedEngine, scripted_logprob
+from querl.trainer.weights import PublishedWeights
 from querl.types import Completion, FinishReason
 
 TOKENIZER = tiny_tokenizer()
@@ -176,7 +177,7 @@ def test_loading_weights_sets_the_version_of_later_tokens(
     async def go() -> Completion:
         await engine.sleep()
         await engine.wake()
-        await engine.load_weights(decoder("qwen2", seed=3), version=5)
+        await engine.load_weights(PublishedWeights(decoder("qwen2", seed=3)), version=5)
         return await engine.generate(PROMPTS[0], Sampling(max_tokens=4), KEY)
 
     completion = closing(engine, go())
@@ -305,7 +306,7 @@ def test_new_weights_are_used_and_nothing_computed_with_the_old_ones() -> None:
         sampling = Sampling(max_tokens=30, stop=("e", "1", " "))
         first = await engine.generate(PROMPTS[0], sampling, KEY)
         assert first.finish_reason is FinishReason.STOP  # so that its prefix is kept
-        await engine.load_weights(other, version=1)
+        await engine.load_weights(PublishedWeights(other), version=1)
         prompt = PROMPTS[0] + first.token_ids + PROMPTS[1]
         second = await engine.generate(prompt, Sampling(max_tokens=20), replace(KEY, turn=1))
         engine.leave(1)

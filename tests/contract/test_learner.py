@@ -68,7 +68,7 @@ def logprobs(learner, samples):
 
 
 def weights(learner) -> dict[str, torch.Tensor]:
-    return {name: w.detach().clone() for name, w in learner.weights().named_parameters()}
+    return {name: w.detach().clone() for name, w in learner.weights().module.named_parameters()}
 
 
 def are_equal(left, right) -> bool:
@@ -91,7 +91,7 @@ def as_sampled_by(learner, samples):
 
 def test_logprobs_are_those_of_a_plain_forward_pass(make_learner):
     learner, samples = make_learner(temperature=0.5), make_samples()
-    model = learner.weights()
+    model = learner.weights().module
     for sample, found in zip(samples, logprobs(learner, samples), strict=True):
         token_ids = torch.tensor(sample.token_ids)[None]
         with torch.no_grad():
@@ -236,13 +236,13 @@ def test_saving_and_going_on_equals_never_having_stopped_bit_for_bit(make_learne
         update(first, batch)
     first.save(tmp_path)
     second = make_learner(minibatches=2, seed=7)
-    shared = second.weights()
+    shared = second.weights().module
     second.load(tmp_path)
     assert second.step == 3
     for batch in batches[3:]:
         update(second, batch)
     assert are_equal(weights(second), weights(straight))
-    assert second.weights() is shared
+    assert second.weights().module is shared
 
 
 def test_what_is_saved_is_a_plain_model_folder(make_learner, tmp_path):
@@ -305,12 +305,12 @@ def test_sleeping_between_updates_changes_none_of_them(make_learner):
             await learner.update(batch)
 
     rested, straight = make_learner(), make_learner()
-    module = rested.weights()
+    module = rested.weights().module
     asyncio.run(rest(rested))
     for batch in batches:
         update(straight, batch)
     assert are_equal(weights(rested), weights(straight))
-    assert rested.weights() is module
+    assert rested.weights().module is module
 
 
 def test_whatever_computes_wakes_it_first(make_learner):

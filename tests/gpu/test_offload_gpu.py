@@ -85,7 +85,8 @@ async def train(policy: FullLearner, *, rests: bool) -> None:
 def assert_rest_changes_nothing(first: FullLearner, second: FullLearner) -> None:
     asyncio.run(train(first, rests=True))
     asyncio.run(train(second, rests=False))
-    weights = zip(first.weights().named_parameters(), second.weights().parameters(), strict=True)
+    modules = first.weights().module, second.weights().module
+    weights = zip(modules[0].named_parameters(), modules[1].parameters(), strict=True)
     for (name, mine), theirs in weights:
         assert mine.device == theirs.device == CUDA
         assert mine.equal(theirs), name

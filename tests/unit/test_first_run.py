@@ -130,7 +130,9 @@ def test_three_steps_reward_each_answer_as_the_table_says_and_update_the_model(
         last = run.checkpoints.last()
     assert learner.step == NUM_STEPS
     assert heard.steps == [1, 2, 3]
-    assert any(not a.equal(b) for a, b in zip(before, learner.weights().parameters(), strict=True))
+    assert any(
+        not a.equal(b) for a, b in zip(before, learner.weights().module.parameters(), strict=True)
+    )
     assert last is not None
     assert (last.step, last.cursor["group"]) == (NUM_STEPS, NUM_STEPS * 2)
     check_records(tmp_path / "run" / "records", reward)

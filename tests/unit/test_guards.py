@@ -59,7 +59,7 @@ def update(policy: FullLearner, samples: Sequence[Sample]) -> Metrics:
 
 
 def weights(policy: FullLearner) -> list[Tensor]:
-    return [weight.detach().clone() for weight in policy.weights().parameters()]
+    return [weight.detach().clone() for weight in policy.weights().module.parameters()]
 
 
 def are_equal(left: list[Tensor], right: list[Tensor]) -> bool:
@@ -123,7 +123,7 @@ def test_a_gradient_that_is_no_number_moves_nothing_and_names_its_weights():
     assert metrics["policy/loss"] == 0
     (fault,) = policy.faults
     assert fault.refused.reason is Reason.GRADIENT
-    assert set(fault.refused.weights) == {n for n, _ in policy.weights().named_parameters()}
+    assert set(fault.refused.weights) == {n for n, _ in policy.weights().module.named_parameters()}
     assert all(all(is_bad) for is_bad in fault.is_bad)
 
 

@@ -39,7 +39,7 @@ def update(learner, seed=0):
 
 
 def weights(learner):
-    return {name: w.detach().clone() for name, w in learner.weights().named_parameters()}
+    return {name: w.detach().clone() for name, w in learner.weights().module.named_parameters()}
 
 
 @pytest.mark.parametrize("place", ["loss", "reward"])
@@ -124,7 +124,7 @@ def test_a_step_that_is_no_number_leaves_the_coefficient_as_it_was():
     learner = make_learner(KlPenalty(coefficient=0.1, target=1e-6))
     samples = make_samples()
     samples[0] = replace(samples[0], token_ids=(0, *samples[0].token_ids[1:]))
-    embedding = learner.weights().get_input_embeddings().weight
+    embedding = learner.weights().module.get_input_embeddings().weight
     first = embedding[0].detach().clone()
     with torch.no_grad():
         embedding[0] = math.nan
