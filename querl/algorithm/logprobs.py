@@ -68,6 +68,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
             logprobs_M[part], entropies_M[part], normalisers_M[part] = read(
                 logits, target_ids_M[part], 1 / temperature
             )
+            del logits  # before the next chunk's: nothing in an update is larger
         ctx.save_for_backward(hidden_M, head_weight, target_ids_M, normalisers_M, entropies_M)
         ctx.temperature, ctx.chunk_tokens, ctx.fused = temperature, chunk_tokens, fused
         # so that entropies that nothing hangs on, which is the rule, cost nothing
@@ -100,9 +101,11 @@ class _ChunkedLogprobs(torch.autograd.Function):
                     logits, normalisers_M[part], entropies_M[part], grad_entropy_M[part], scale
                 )
             grad_logits = found.to(head_weight.dtype)
+            del logits, found  # as above, and before the next summand of the head's gradient
             grad_hidden_M[part] = grad_logits @ head_weight
             if grad_weight is not None:
                 grad_weight += float32_product(grad_logits.T, hidden_M[part])
+            del grad_logits
         if grad_weight is not None:
             grad_weight = grad_weight.to(head_weight.dtype)
         return grad_hidden_M, grad_weight, None, None, None, None
@@ -125,7 +128,7 @@ def read_logits(
     chosen_M = logits.gather(-1, target_ids_M[:, None]).squeeze(-1)
     # not normaliser - sum(p * logit): where one token is all but sure, nothing would be left of it
     log_softmax = logits - normalisers_M[:, None]
-    entropies_M = -(log_softmax.exp() * log_softmax).sum(-1)
+    entropies_M = -log_softmax.exp().mul_(log_softmax).sum(-1)
     return chosen_M - normalisers_M, entropies_M, normalisers_M
 
 
