@@ -42,6 +42,9 @@ def show_replay(console: Console, run: Path, step: int, overrides: Sequence[str]
         console.print(_trajectories(again.parts_PG[number]))
     reasons = ", ".join(f"{reason} {count}" for reason, count in again.left_out.most_common())
     console.print(f"\nleft out: {reasons or 'nothing'}")
+    for fault in again.faults:
+        told = f"skipped: minibatch {fault.minibatch}, since {fault.refused.told}"
+        console.print(told, soft_wrap=True, markup=False)
     console.print(_numbers(again))
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from querl.algorithm.credit import TurnCredit
     from querl.trainer.full import FullLearner
+    from querl.trainer.guards import Fault
     from querl.types import Group, Judgement, Sample, Trajectory
 
 
@@ -62,13 +63,17 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """A step again. ``recorded`` are the run's own numbers, empty where they are gone."""
+    """A step again. ``recorded`` are the run's own numbers, empty where they are gone.
+
+    ``faults`` are the optimizer steps that were not made this time.
+    """
 
     step: int
     weights_step: int  # how many updates the weights had behind them
     groups: list[Group]
     parts_PG: list[list[Part]]
     left_out: Counter[LeftOut]
+    faults: tuple[Fault, ...]
     numbers: dict[str, float]
     recorded: dict[str, float]
 
@@ -118,6 +123,7 @@ async def replay(run: Path, step: int, overrides: tuple[str, ...] = ()) -> Repla
         groups=groups,
         parts_PG=parts_PG,
         left_out=left_out,
+        faults=tuple(learner.faults),
         numbers=numbers.values(),
         recorded=lines[-1] if lines else {},
     )

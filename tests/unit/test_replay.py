@@ -15,6 +15,7 @@ from querl.errors import CheckpointError, ConfigError
 from querl.launch.replay import Replay, replay
 from querl.launch.training import train_locally
 from querl.run import Run
+from querl.trainer.guards import Reason
 
 KEEPS_ALL = ("run.save_every=1", "run.keep_checkpoints=9")
 MANY_PASSES = ("algorithm.minibatches=2", "algorithm.inner_epochs=2")
@@ -189,6 +190,16 @@ def test_a_divergence_may_be_charged_that_the_run_did_not_know(
     assert again.numbers["policy/kl_coefficient"] == 0.1
     train(company, tmp_path / "run", *KEEPS_ALL, "algorithm.kl=0.1", "run.num_steps=2")
     assert replayed(tmp_path / "run", 2, "algorithm.kl=5.0").numbers["policy/kl_coefficient"] == 5
+
+
+def test_an_update_that_would_be_skipped_is_told(querl: Querl, whole: tuple[Path, Noting]) -> None:
+    assert replayed(whole[0], 2).faults == ()
+    broken = 'algorithm.loss={name="test_guards:Steep"}'
+    (fault,) = replayed(whole[0], 2, broken).faults
+    assert fault.refused.reason is Reason.GRADIENT
+    code, out, _ = querl("train", "--replay", whole[0], 2, broken)
+    assert code == 0
+    assert f"skipped: minibatch 0, since {fault.refused.told}" in out
 
 
 def test_settings_that_cannot_train_are_refused(whole: tuple[Path, Noting]) -> None:
