@@ -65,7 +65,8 @@ class KlCovLoss:
 
     arXiv 2505.22617, section 4; r = new / old. |log r| is what the authors' code takes for the
     divergence from the old policy. Nothing else is clipped. Fails at the first inner step, where
-    |log r| is 0 with no slope, and so does nothing at all with one step a batch.
+    |log r| is 0 with no slope, and so does nothing at all with one step a batch. Where two passes
+    of one policy round differently, as in bf16 on a GPU, the slope there is of random sign.
     """
 
     share: Share = 2e-3

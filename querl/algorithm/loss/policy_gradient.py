@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 class PolicyGradient:
     """-A log(new): REINFORCE (Williams 1992) with whatever baseline the credit has in it.
 
-    Right for the first inner step, where it has the gradient of every other loss here. Fails with
-    several: what the policy has become since it sampled is not weighed, and nothing holds it back.
+    Right for the first inner step, where it has the gradient of every other loss here, but for what
+    ``clip_cov`` cuts. Fails with several: what the policy has become since it sampled is not
+    weighed, and nothing holds it back.
     """
 
     def __call__(self, logprobs_T: Tensor, batch: MicroBatch, normaliser: float) -> Tensor:
