@@ -203,7 +203,7 @@ def _train_7b(case: str, size: Size, device: str, found: dict[str, Any]) -> Plan
         tokens_per_microbatch=size.row,
         is_recomputed=True,
         adapter=adapter,
-        offload=case == "offload",
+        offload="optimizer" if case == "offload" else "none",
         moment_bytes=EIGHT_BIT_MOMENTS if case == "full8" else 8.0,
     )
 

@@ -33,6 +33,8 @@ from querl.sections import (
     SqlConfig,
 )
 
+_WHY_STAY = {"shared": "reads those very weights", "separate": "has GPUs of its own"}
+
 
 class Recipe(Section):
     """All of a run."""
@@ -96,6 +98,14 @@ class Recipe(Section):
             raise ConfigError(
                 f"lora.quantise={self.lora.quantise!r} and lora.anchor={self.lora.anchor:g} need "
                 "an adapter: set lora.rank, such as 16"
+            )
+
+        if self.learner.offload == "all" and self.engine.placement != "colocated":
+            raise ConfigError(
+                f"learner.offload='all' would take the learner's weights off the GPU while an "
+                f"engine of placement={self.engine.placement!r} samples, which "
+                f"{_WHY_STAY[self.engine.placement]}: set engine.placement=colocated, or "
+                "learner.offload=optimizer"
             )
 
     def check_training(self) -> None:

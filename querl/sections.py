@@ -251,14 +251,18 @@ class OptimizerConfig(Section):
 
 
 class LearnerConfig(Section):
-    """Where the update runs: GPUs a node, how a model and a sequence are cut over them."""
+    """Where the update runs: GPUs a node, how a model and a sequence are cut over them.
+
+    ``offload`` keeps the ``optimizer`` state in the host's memory, where its step is then made;
+    with ``all`` the weights are there too while a colocated engine samples.
+    """
 
     kind: Literal["full", "fsdp", "megatron"] = "full"
     num_gpus: int = Field(default=1, ge=1)
     num_nodes: int = Field(default=1, ge=1)
     tensor_parallel: int = Field(default=1, ge=1)
     sequence_parallel: int = Field(default=1, ge=1)
-    offload: bool = False  # optimizer state in the host's memory
+    offload: Literal["none", "optimizer", "all"] = "none"
 
 
 class LoraConfig(Section):

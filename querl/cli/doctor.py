@@ -138,6 +138,8 @@ def _table(taken: Needs) -> Table:
         table.add_row(f"  {part}", _gib(size))
     if taken.is_gpu_assumed:
         table.add_row("  of a GPU", f"{_gib(taken.gpu_bytes)}, assumed: none is here")
+    table.add_row("  while updating", _gib(taken.plan.while_updating))
+    table.add_row("  while sampling", _gib(taken.plan.while_sampling))
     beside = "" if taken.plan.is_beside else ": update and sampling take turns"
     table.add_row("  at most", f"{_gib(taken.plan.peak)}{beside}")
     table.add_row("host memory", _gib(taken.host))

@@ -43,6 +43,7 @@ from querl.sql.suite import load_suite
 from querl.trainer.full import FullLearner, UpdateSettings
 from querl.trainer.lora import LoraSettings, add_adapter, is_adapter
 from querl.trainer.model import choose_device, choose_dtype, load_model, load_tokenizer
+from querl.trainer.offload import HostOffload
 from querl.trainer.optim import AdamWSettings
 from querl.trainer.reference import AdapterOff, FrozenCopy
 
@@ -325,7 +326,7 @@ def optimizer_settings(recipe: Recipe, **changed: Any) -> AdamWSettings:
     """The recipe's optimizer, with what another section says of it."""
     return AdamWSettings(
         **recipe.optimizer.model_dump() | changed,
-        offload=recipe.learner.offload,
+        offload=recipe.learner.offload != "none",
         anchor=recipe.lora.anchor,
         num_steps=recipe.run.num_steps,
     )
@@ -361,7 +362,13 @@ def make_learner(recipe: Recipe, policy: Policy) -> FullLearner:
             max_dlogprob=algorithm.max_dlogprob,
         ),
         reference=_reference(recipe, policy) if algorithm.kl.coefficient else None,
+        offload=_offload(recipe, policy),
     )
+
+
+def _offload(recipe: Recipe, policy: Policy) -> HostOffload | None:
+    leaves = recipe.learner.offload == "all" and policy.model.device.type != "cpu"
+    return HostOffload(policy.model.device) if leaves else None
 
 
 def _reference(recipe: Recipe, policy: Policy) -> Reference:

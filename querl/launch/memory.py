@@ -54,7 +54,12 @@ class Memory:
         planned = self.plan
         lines = [f"memory plan, rows of {self.settings.tokens_per_microbatch:,} tokens:"]
         lines += [f"  {part:<15} {size_text(size):>12}" for part, size in planned.lines()]
-        lines.append(f"  {'at most':<15} {size_text(planned.peak):>12}")
+        sums = {
+            "while updating": planned.while_updating,
+            "while sampling": planned.while_sampling,
+            "at most": planned.peak,
+        }
+        lines += [f"  {when:<15} {size_text(size):>12}" for when, size in sums.items()]
         if self.longest > self.settings.tokens_per_microbatch:
             alone = size_text(self.of_rows(self.longest).peak)
             lines.append(
@@ -88,7 +93,7 @@ def tokens_that_fit(shape: DecoderShape, settings: PlanSettings, room: int) -> i
     """The longest of ``ROW_SIZES`` whose update fits ``room`` bytes; else the shortest."""
     for num_tokens in ROW_SIZES:
         planned = plan(shape, replace(settings, tokens_per_microbatch=num_tokens))
-        if _of_update(planned) <= HEADROOM * room:
+        if planned.while_updating <= HEADROOM * room:
             return num_tokens
     return ROW_SIZES[-1]
 
@@ -108,12 +113,6 @@ def room_bytes(recipe: Recipe) -> int:
 def size_text(size: int) -> str:
     """``1.25 GiB``, or ``310.2 MiB``."""
     return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
-
-
-def _of_update(planned: MemoryPlan) -> int:
-    """What an update takes with all that is there at the same time."""
-    beside = planned.sampling if planned.is_beside else 0
-    return planned.state + planned.update + beside
 
 
 class Meter(Protocol):
@@ -157,7 +156,7 @@ class GpuMeter:
 
     def planned(self, plan: MemoryPlan) -> int:
         """The state is there, and all else that an update is beside."""
-        return _of_update(plan)
+        return plan.while_updating
 
     def is_far(self, measured: int, planned: int) -> bool:
         """By a tenth, either way."""

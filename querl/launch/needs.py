@@ -108,11 +108,15 @@ def plan_settings(recipe: Recipe) -> PlanSettings:
         fp32_head=memory.fp32_head,
         shards=learner.num_gpus * learner.num_nodes if is_sharded else learner.tensor_parallel,
         sequence_parallel=learner.sequence_parallel * learner.tensor_parallel,
-        offload=learner.offload,
+        # the CPU's own memory is where everything is already
+        offload="optimizer"
+        if learner.offload == "all" and not num_gpus(recipe)
+        else learner.offload,
         has_masters=recipe.optimizer.masters == "fp32",
         moment_bytes=EIGHT_BIT_MOMENTS if is_8bit else 2.0 * FLOAT32,
         adapter=adapter if lora.rank else None,
         has_reference=recipe.algorithm.kl.coefficient > 0,
+        has_entropy=recipe.algorithm.entropy > 0,
         engine=_engine(recipe),
     )
 

@@ -18,19 +18,21 @@ queries and keys, V vocabulary, c rows of a chunk of logits, S GPUs that share t
                       numbers and activations are made again
     working       the larger of the head's chunks and one layer's backward pass
       head        4 V h + max(17 c V, 4 V h + b c V): its gradient in float32, with the chunk's
-                  logits, probabilities and gradients (10 c V compiled), or with the next summand;
-                  V h / S is gathered. With an adapter it is frozen: without 4 V h.
+                  logits, probabilities and gradients (10 c V compiled; 24 and 16 where entropy is
+                  paid for), or with the next summand; V h / S is gathered. With an adapter it is
+                  frozen: without 4 V h.
       layer       3 b i T, and a T where the layer is recomputed
     reference     N b / S; an adapter needs none, but for its first values where they are the anchor
     engine        its own weights, and 2 L k b a token of the sequences at full length
 
-The state stays; activations and sampling take turns, unless the engine runs beside the update.
+The state stays, or leaves for the host while an engine samples; activations and sampling take
+turns, unless the engine runs beside the update.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from querl.trainer.shapes import DecoderShape
@@ -86,11 +88,12 @@ class PlanSettings:
     fp32_head: bool = False
     shards: int = 1  # GPUs that hold a part of the state each
     sequence_parallel: int = 1  # GPUs that hold a part of each row
-    offload: bool = False
+    offload: Literal["none", "optimizer", "all"] = "none"
     has_masters: bool = True  # where compute_bytes is 2
     moment_bytes: float = 2.0 * FLOAT32  # a trained parameter
     adapter: Adapter | None = None
     has_reference: bool = False
+    has_entropy: bool = False  # that is paid for
     engine: EnginePlan = EnginePlan()
 
 
@@ -108,7 +111,8 @@ class MemoryPlan:
     engine_weights: int
     kv_cache: int
     is_beside: bool  # sampling and update at once
-    offloaded: int  # state in the host's memory instead
+    leaves: bool  # the state is on the host while an engine samples
+    offloaded: int  # state in the host's memory, then or always
     checkpoint: int  # bytes of one on disk
 
     @property
@@ -127,11 +131,20 @@ class MemoryPlan:
         return self.engine_weights + self.kv_cache
 
     @property
+    def while_updating(self) -> int:
+        """The state and an update, with what an engine that goes on sampling takes."""
+        return self.state + self.update + (self.sampling if self.is_beside else 0)
+
+    @property
+    def while_sampling(self) -> int:
+        """What an engine takes, with the state where it stays."""
+        return self.sampling + (0 if self.leaves else self.state)
+
+    @property
     def peak(self) -> int:
-        """The most at any time."""
-        if self.is_beside:
-            return self.state + self.update + self.sampling
-        return self.state + max(self.update, self.sampling)
+        """The most at any time; weights are published while both learner and engine have theirs."""
+        publishing = self.state + self.engine_weights
+        return max(self.while_updating, self.while_sampling, publishing)
 
     def lines(self) -> list[tuple[str, int]]:
         """(part, bytes) for each part on the GPU that is not zero."""
@@ -150,18 +163,21 @@ def plan(shape: DecoderShape, settings: PlanSettings) -> MemoryPlan:
     masters = FLOAT32 * num_masters // settings.shards
     moments = int(settings.moment_bytes * trained) // settings.shards
     engine = settings.engine
+    weights, reference = (find(shape, settings, trained) for find in (_weights, _reference))
+    is_here, leaves = settings.offload == "none", settings.offload == "all"
     return MemoryPlan(
-        weights=_weights(shape, settings, trained),
-        masters=0 if settings.offload else masters,
+        weights=weights,
+        masters=masters if is_here else 0,
         gradients=FLOAT32 * trained // settings.shards,
-        moments=0 if settings.offload else moments,
+        moments=moments if is_here else 0,
         activations=_activations(shape, settings),
         working=max(_head(shape, settings), _layer_backward(shape, settings)),
-        reference=_reference(shape, settings, trained),
+        reference=reference,
         engine_weights=_engine_weights(shape, engine),
         kv_cache=_kv_cache(shape, settings),
         is_beside=engine.is_beside,
-        offloaded=masters + moments if settings.offload else 0,
+        leaves=leaves,
+        offloaded=(0 if is_here else masters + moments) + (weights + reference if leaves else 0),
         checkpoint=settings.compute_bytes * trained + (masters + moments) * settings.shards,
     )
 
@@ -197,7 +213,8 @@ def _head(shape: DecoderShape, settings: PlanSettings) -> int:
     rows = min(max(CHUNK_ELEMENTS // shape.vocab_size, MIN_CHUNK_TOKENS), _tokens(settings))
     chunk = rows * shape.vocab_size
     head_bytes = FLOAT32 if settings.fp32_head else settings.compute_bytes
-    logits = (10 if settings.is_compiled else 17) * chunk
+    bytes_a_logit = {False: (17, 10), True: (24, 16)}[settings.has_entropy]
+    logits = bytes_a_logit[settings.is_compiled] * chunk
     copy = FLOAT32 * shape.num_head_parameters
     gathered = head_bytes * shape.num_head_parameters if settings.shards > 1 else 0
     if settings.fp32_head and settings.compute_bytes < FLOAT32:

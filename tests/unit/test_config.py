@@ -38,6 +38,8 @@ def test_overrides_are_toml_or_text() -> None:
         ("nonsense", "write section.key=value"),
         ("run.seed.x=1\x00", "run.seed"),
         ("run.max_lag=1", "engine.placement=separate"),
+        ("learner.offload=all", "set engine.placement=colocated, or learner.offload=optimizer"),
+        ("learner.offload=true", "input should be 'none', 'optimizer' or 'all'"),
         ("env.max_prompt=30000", "could never start"),
         ("data.drop=['failing']", "add 'empty', or set reward.suite"),
         ("algorithm.minibatches=99", "run.groups_per_step"),

@@ -133,16 +133,28 @@ def test_what_is_missing_comes_with_the_command_that_brings_it() -> None:
     assert any("querl suite build --data spider --split train --out" in line for line in suite)
 
 
-def test_two_nodes_shard_the_state_sixteen_ways_and_offload_it() -> None:
+def test_two_nodes_shard_the_state_sixteen_ways_and_all_of_it_leaves() -> None:
     recipe = load_recipe(RECIPE_FOLDER / "skyrl-sql-32b-2node.toml")
     taken = needs(recipe)
     assert taken is not None
     assert (taken.num_gpus, taken.num_nodes) == (8, 2)
     assert plan_settings(recipe).shards == 16
     assert taken.plan.masters == taken.plan.moments == 0
-    # masters and moments of 16 GPUs, by eight on each host, and the weights that eight load
+    # a sixteenth a GPU, by eight on each host: masters, moments, weights and the first weights;
+    # and the weights that eight load
     parameters = taken.shape.num_parameters
-    assert taken.host == pytest.approx(8 * 12 * parameters / 16 + 8 * 2 * parameters, rel=0.001)
+    assert taken.host == pytest.approx(8 * 16 * parameters / 16 + 8 * 2 * parameters, rel=0.001)
+    assert taken.plan.while_sampling == taken.plan.sampling
+
+
+def test_on_the_cpu_nothing_leaves() -> None:
+    recipe = load_recipe(
+        RECIPE_FOLDER / "demo.toml",
+        ("learner.offload=all", "engine.placement=colocated", "model.device=cpu"),
+    )
+    taken = needs(recipe)
+    assert taken is not None
+    assert not taken.plan.leaves
 
 
 def test_a_t4_takes_less_than_the_ten_gigabytes_of_its_published_table() -> None:

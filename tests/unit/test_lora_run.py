@@ -54,7 +54,7 @@ def whole(company: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     "kind",
     [
         (),
-        ("learner.offload=true", "memory.checkpoint_activations=true"),
+        ("learner.offload=optimizer", "memory.checkpoint_activations=true"),
         ("engine.placement=separate",),
     ],
     ids=["plain", "offload", "separate"],
@@ -67,7 +67,7 @@ def test_two_steps_and_two_after_a_resume_are_four_bit_for_bit(
     assert any(not halfway[name].equal(one) for name, one in adapter(whole).items())
     train(company, tmp_path, *kind, "run.num_steps=4")
     for name, one in adapter(whole).items():
-        if kind == ("learner.offload=true", "memory.checkpoint_activations=true"):
+        if kind == ("learner.offload=optimizer", "memory.checkpoint_activations=true"):
             torch.testing.assert_close(adapter(tmp_path)[name], one)
         else:
             assert adapter(tmp_path)[name].equal(one), name

@@ -79,8 +79,11 @@ def test_a_run_prints_its_plan_first_and_an_update_measured_against_it(tmp_path:
     assert lines[0] == f"memory plan, rows of {max(ROW_SIZES):,} tokens:"
     memory = plan_memory(with_rows(recipe))
     assert memory is not None
-    assert [line.rsplit(maxsplit=2)[0].strip() for line in lines[1:-1]] == [
-        part for part, _ in memory.plan.lines()
+    assert [line.rsplit(maxsplit=2)[0].strip() for line in lines[1:]] == [
+        *(part for part, _ in memory.plan.lines()),
+        "while updating",
+        "while sampling",
+        "at most",
     ]
     assert lines[-1].split() == ["at", "most", *size_text(memory.plan.peak).split()]
     told = [text for text in heard.said if text.startswith("memory: the process has grown by")]

@@ -18,7 +18,7 @@ SETTINGS = {
     "all weights": ROWS,
     "moments in 8 bits": replace(ROWS, moment_bytes=EIGHT_BIT_MOMENTS),
     "and no masters": replace(ROWS, moment_bytes=EIGHT_BIT_MOMENTS, has_masters=False),
-    "state on the host": replace(ROWS, offload=True),
+    "state on the host": replace(ROWS, offload="optimizer"),
     "LoRA": replace(ROWS, adapter=Adapter(rank=32)),
     "QLoRA": replace(ROWS, adapter=Adapter(rank=32, is_quantised=True)),
 }

@@ -106,9 +106,25 @@ def test_shards_divide_the_state_and_the_host_takes_what_is_offloaded() -> None:
     assert eighth.moments == alone.moments // 8
     assert eighth.weights == alone.weights // 8
     assert eighth.activations == alone.activations
-    offloaded = plan(QWEN_05B, replace(settings, offload=True))
+    offloaded = plan(QWEN_05B, replace(settings, offload="optimizer"))
     assert offloaded.masters == offloaded.moments == 0
     assert offloaded.offloaded == eighth.masters + eighth.moments
+
+
+def test_a_state_that_leaves_makes_room_for_the_engine_and_lies_on_the_host() -> None:
+    engine = EnginePlan(has_own_weights=True, num_sequences=500, context=8000)
+    here = PlanSettings(
+        tokens_per_microbatch=1024, offload="optimizer", has_reference=True, engine=engine
+    )
+    stays, leaves = (plan(QWEN_05B, replace(here, offload=kind)) for kind in ("optimizer", "all"))
+    assert stays.while_sampling - leaves.while_sampling == stays.state
+    assert leaves.offloaded - stays.offloaded == stays.weights + stays.reference == stays.state
+    assert leaves.while_updating == stays.while_updating
+    assert leaves.peak == leaves.while_sampling == stays.peak - stays.state
+    # weights are published while both have theirs
+    small = replace(here, offload="all", engine=replace(engine, num_sequences=1, context=1))
+    idle = plan(QWEN_05B, replace(small, tokens_per_microbatch=1))
+    assert idle.peak >= idle.state + idle.engine_weights > idle.while_sampling
 
 
 def test_eight_bits_and_no_masters_take_less_state() -> None:
@@ -119,7 +135,7 @@ def test_eight_bits_and_no_masters_take_less_state() -> None:
     least = plan(QWEN_05B, replace(settings, has_masters=False))
     assert least.masters == 0
     assert planned.checkpoint - least.checkpoint == planned.masters
-    offloaded = plan(QWEN_05B, replace(settings, offload=True))
+    offloaded = plan(QWEN_05B, replace(settings, offload="optimizer"))
     assert offloaded.offloaded == planned.masters + planned.moments
 
 
