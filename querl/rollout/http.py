@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -18,6 +19,25 @@ MOST_SHOWN = 400  # characters of a server's complaint
 
 class ServerGone(EngineError):
     """The server does not answer: it ended, or the line to it broke."""
+
+
+class Overdue(EngineError):
+    """The server took the request and did not answer within its deadline."""
+
+
+class Refused(EngineError):
+    """The server says no: its status, all that it answered, and when it wants to be asked again.
+
+    ``retry_after_s`` is None where it names no number of seconds.
+    """
+
+    def __init__(
+        self, message: str, *, status: int, text: str, retry_after_s: float | None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.text = text
+        self.retry_after_s = retry_after_s
 
 
 class Http:
@@ -38,7 +58,8 @@ class Http:
     ) -> dict[str, Any]:
         """The JSON object that the server answers, empty where it answers none.
 
-        Raises ServerGone when nothing answers, EngineError for a refusal or a missed deadline.
+        Raises ServerGone when nothing answers, Refused for a refusal, Overdue for a missed
+        deadline: all of them EngineErrors.
         """
         return await self._call("POST", route, body, params, timeout_s)
 
@@ -69,16 +90,28 @@ class Http:
             async with self._session.request(
                 method, self.url + route, json=body, params=params, timeout=timeout
             ) as response:
-                text = await response.text()
+                text = await response.text(errors="replace")
                 if response.status >= 400:
-                    raise EngineError(
-                        f"{self.url}{route} refused: {response.status} {text[:MOST_SHOWN]}"
+                    raise Refused(
+                        f"{self.url}{route} refused: {response.status} {text[:MOST_SHOWN]}",
+                        status=response.status,
+                        text=text,
+                        retry_after_s=_seconds(response.headers.get("Retry-After")),
                     )
         except TimeoutError as error:
-            raise EngineError(f"{self.url}{route} did not answer in {timeout_s:g} s") from error
+            raise Overdue(f"{self.url}{route} did not answer in {timeout_s:g} s") from error
         except (aiohttp.ClientError, OSError) as error:
             raise ServerGone(f"{self.url}{route}: {error or type(error).__name__}") from error
         return await asyncio.to_thread(_object, text) if len(text) > 2**20 else _object(text)
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """The header's number; None for a date, which clocks that differ would falsify."""
+    try:
+        seconds = float(retry_after or "")
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds < math.inf else None
 
 
 def _object(text: str) -> dict[str, Any]:
