@@ -72,7 +72,7 @@ def test_untrained_tokens_count_for_nothing_whatever_they_hold():
 
 
 def test_a_loss_is_made_by_name_with_its_settings():
-    assert make_loss("clip", low=0.1) == ClipLoss(low=0.1)
+    assert make_loss("clip", low=0.1, dual=3) == ClipLoss(low=0.1, dual=3.0)
     assert make_loss(f"{__name__}:SquareLoss", scale=3.0) == SquareLoss(3.0)
 
 
@@ -83,6 +83,10 @@ def test_a_loss_is_made_by_name_with_its_settings():
         ("clip", {"hihg": 0.3}, "unexpected keyword argument 'hihg'"),
         ("clip", {"low": "wide"}, r"algorithm\.loss\.low = 'wide' is no float"),
         ("clip", {"dual": [2.0]}, r"algorithm\.loss\.dual = \[2\.0\] is no float"),
+        ("clip", {"high": -0.1}, r"high = -0\.1 .* greater than or equal to 0"),
+        ("clip", {"dual": 0.5}, r"dual = 0\.5 .* greater than 1"),
+        ("gspo", {"low": -1}, r"low = -1 .* greater than or equal to 0"),
+        ("cispo", {"cap": 0}, r"cap = 0 .* greater than 0"),
         ("sapo", {"up": 0}, r"algorithm\.loss\.up = 0 is no float"),
         (f"{__name__}:SquareLoss", {"scale": {}}, r"algorithm\.loss\.scale = {} is no float"),
     ],

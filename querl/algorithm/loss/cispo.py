@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from pydantic import Field
 from torch import Tensor
 
 from querl.algorithm.loss.base import token_ratio, total
@@ -23,7 +24,7 @@ class CispoLoss:
     go on being pushed down.
     """
 
-    cap: float = 5.0
+    cap: Annotated[float, Field(gt=0.0)] = 5.0
 
     def __call__(self, logprobs_T: Tensor, batch: MicroBatch, normaliser: float) -> Tensor:
         """Sum over trained tokens / ``normaliser``."""

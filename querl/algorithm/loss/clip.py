@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from querl.algorithm.loss.base import token_ratio, total
 
 if TYPE_CHECKING:
     from querl.algorithm.pack import MicroBatch
+
+Distance = Annotated[float, Field(ge=0.0)]  # of a bound from 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,9 +28,9 @@ class ClipLoss:
     update follows one batch the ratio is 1, so that none of the bounds does anything.
     """
 
-    low: float = 0.2
-    high: float = 0.28
-    dual: float | None = None
+    low: Distance = 0.2
+    high: Distance = 0.28
+    dual: Annotated[float | None, Field(gt=1.0)] = None
 
     def __call__(self, logprobs_T: Tensor, batch: MicroBatch, normaliser: float) -> Tensor:
         """Sum over trained tokens / ``normaliser``."""

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from querl.algorithm.loss.base import token_ratio, total
-from querl.algorithm.loss.clip import clipped_gain
+from querl.algorithm.loss.clip import Distance, clipped_gain
 
 if TYPE_CHECKING:
     from querl.algorithm.pack import MicroBatch
@@ -36,8 +36,8 @@ class ClipCovLoss:
     with a step's deviation hardly any covariance reaches 1, so that nothing is held back.
     """
 
-    low: float = 0.2
-    high: float = 0.2
+    low: Distance = 0.2
+    high: Distance = 0.2
     share: Share = 2e-4
     least: float = 1.0
     most: float = 5.0
@@ -70,7 +70,7 @@ class KlCovLoss:
     """
 
     share: Share = 2e-3
-    penalty: float = 1.0
+    penalty: Annotated[float, Field(ge=0.0)] = 1.0
 
     def mark(self, rows: Sequence[MicroBatch]) -> list[MicroBatch]:
         """Mark the tokens of greatest covariance."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from querl.algorithm.loss.base import sequence_lengths, sum_over_sequence, total
-from querl.algorithm.loss.clip import clipped_gain
+from querl.algorithm.loss.clip import Distance, clipped_gain
 
 if TYPE_CHECKING:
     from querl.algorithm.pack import MicroBatch
@@ -25,8 +25,8 @@ class GspoLoss:
     of several turns, which are held or let go as one.
     """
 
-    low: float = 3e-4
-    high: float = 4e-4
+    low: Distance = 3e-4
+    high: Distance = 4e-4
 
     def __call__(self, logprobs_T: Tensor, batch: MicroBatch, normaliser: float) -> Tensor:
         """Sum over trained tokens / ``normaliser``."""
