@@ -110,7 +110,6 @@ class FullLearner:
         self._kl_coefficient = update.kl.coefficient
         self._optimizer = AdamW(model, optimizer)
         self._step = 0
-        self._num_skipped = 0
         self._faults: list[Fault] = []
         self._is_checked = False  # that two passes give the same
         self._longest_row = 0
@@ -177,8 +176,7 @@ class FullLearner:
 
     def save(self, folder: Path) -> None:
         """Write ``model/``, ``optimizer.safetensors`` and ``learner.json`` into a folder."""
-        counters = {"step": self._step, "num_skipped": self._num_skipped}
-        write_state(folder, self._model, self._tokenizer, self._optimizer, counters)
+        write_state(folder, self._model, self._tokenizer, self._optimizer, self._step)
         if self._settings.kl.target is not None:
             write_coefficient(folder, self._kl_coefficient)
 
@@ -188,8 +186,7 @@ class FullLearner:
         Raises CheckpointError when it is damaged or of another model.
         """
         self._offload.wake()
-        counters = read_state(folder, self._model, self._optimizer, names=("step", "num_skipped"))
-        self._step, self._num_skipped = counters["step"], counters["num_skipped"]
+        self._step = read_state(folder, self._model, self._optimizer)
         if self._settings.kl.target is not None:
             self._kl_coefficient = read_coefficient(folder)
 
@@ -276,11 +273,9 @@ class FullLearner:
         refused = refuse(watch.checks(), max_dlogprob=self._settings.max_dlogprob)
         if refused is not None:
             self._optimizer.discard()
-            self._num_skipped += 1
             metrics.add_sum("optimizer/skipped_steps", 1)
             return refused
         report = self._optimizer.step(self._step + 1)
-        self._num_skipped += report.was_skipped
         metrics.add_mean("optimizer/grad_norm", report.grad_norm)
         metrics.add_max("optimizer/lr", report.lr)
         metrics.add_sum("optimizer/skipped_steps", report.was_skipped)

@@ -177,11 +177,11 @@ class SftTrainer:
 
     def save(self, folder: Path) -> None:
         """Write ``model/`` (a plain Hugging Face folder), the optimizer and the step."""
-        write_state(folder, self.model, self._tokenizer, self._optimizer, {"step": self._step})
+        write_state(folder, self.model, self._tokenizer, self._optimizer, self._step)
 
     def load(self, folder: Path) -> None:
         """Restore what ``save`` wrote. Raises CheckpointError when it is damaged."""
-        self._step = read_state(folder, self.model, self._optimizer, names=("step",))["step"]
+        self._step = read_state(folder, self.model, self._optimizer)
 
     def _take_rows(self) -> list[MicroBatch]:
         if self._ahead is not None and self._ahead[0] == self._step:

@@ -1,4 +1,4 @@
-"""A learner's state on disk: the model, the optimizer, and a few counters.
+"""A learner's state on disk: the model, the optimizer, and how many steps were made.
 
 The model is a plain folder, or a PEFT adapter's where one is trained, which names its base model.
 """
@@ -18,7 +18,6 @@ from querl.trainer.lora import has_adapter, read_adapter
 from querl.trainer.model import load_model, write_model
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,26 +30,24 @@ def write_state(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     optimizer: AdamW,
-    counters: Mapping[str, int],
+    step: int,
 ) -> None:
     """Write ``model/``, ``optimizer.safetensors`` and ``learner.json`` into an existing folder."""
     write_model(model, tokenizer, folder / "model")
     tensors = {name: tensor.detach().cpu() for name, tensor in optimizer.state().items()}
     save_file(tensors, folder / "optimizer.safetensors")
-    state = {"format": 1, **counters}
+    state = {"format": 1, "step": step}
     (folder / "learner.json").write_text(json.dumps(state), encoding="utf-8")
 
 
-def read_state(
-    folder: Path, model: PreTrainedModel, optimizer: AdamW, *, names: tuple[str, ...]
-) -> dict[str, int]:
-    """Restore weights and optimizer in place (whoever shares the module sees them); the counters.
+def read_state(folder: Path, model: PreTrainedModel, optimizer: AdamW) -> int:
+    """Restore weights and optimizer in place (whoever shares the module sees them); the step.
 
     Raises CheckpointError when the folder is damaged or of another model.
     """
-    counters = read_json(folder / "learner.json")
-    if missing := [name for name in names if not isinstance(counters.get(name), int)]:
-        raise CheckpointError(f"{folder / 'learner.json'} is damaged: {missing[0]} is no number")
+    step = read_json(folder / "learner.json").get("step")
+    if not isinstance(step, int):
+        raise CheckpointError(f"{folder / 'learner.json'} is damaged: step = {step!r} is no number")
     try:
         tensors = load_file(folder / "optimizer.safetensors")
         if has_adapter(model):
@@ -61,4 +58,4 @@ def read_state(
         optimizer.load_state(tensors)
     except (OSError, SafetensorError, ModelError, RuntimeError) as error:
         raise CheckpointError(f"{folder} is damaged or of another model: {error}") from error
-    return {name: counters[name] for name in names}
+    return step
