@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +29,7 @@ class Piece:
     finish: FinishReason | None
 
 
+@runtime_checkable
 class Weights(Protocol):
     """What a learner publishes: its module, and what servers with weights of their own load."""
 
@@ -71,13 +72,16 @@ class Dialect(Protocol):
         ...
 
     async def is_ready(self, http: Http) -> bool:
-        """Whether it takes requests; False while it is starting."""
+        """Whether it takes requests; False, or an EngineError of ``http``, while it is starting."""
         ...
 
     def request(
         self, prompt_ids: Sequence[int], sampling: Sampling, *, seed: int
     ) -> tuple[str, dict[str, Any]]:
-        """Route and body of one completion."""
+        """Route and body of one completion.
+
+        A server should have a seat more than the engine's ``max_batch``: one asks whether it lives.
+        """
         ...
 
     def piece(self, answer: Mapping[str, Any]) -> Piece:

@@ -35,6 +35,12 @@ def uniforms(streams: NDArray[np.uint64], first: int, count: int) -> NDArray[np.
     return mantissas * 2.0**-53
 
 
+def seed(key: RequestKey, first: int) -> int:
+    """63 bits for a sampler elsewhere that draws the tokens of a request from ``first`` on."""
+    position = np.array([stream(key) + (first + 1) * _GAMMA & _MASK], dtype=np.uint64)
+    return int(_mix(position)[0] >> np.uint64(1))
+
+
 def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,0 +1,377 @@
+"""An engine that is a server: what all kinds of them have in common, over a dialect's routes.
+
+Requests are cut by a pause and continued after it, so that one completion may hold tokens of
+several versions. A server that ended, failed or froze is started anew, once; what was open is
+asked again, and nothing is lost but time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from querl.errors import EngineError
+from querl.rollout.dialect import Weights
+from querl.rollout.engine import Sampling
+from querl.rollout.http import Http, Overdue, Refused, ServerGone
+from querl.rollout.noise import seed
+from querl.rollout.pieces import Pieces
+from querl.rollout.server import wait_until_ready
+from querl.types import Completion, FinishReason
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine
+    from typing import Any
+
+    from transformers import PreTrainedTokenizerBase
+
+    from querl.rollout.dialect import Dialect, Piece
+    from querl.rollout.engine import RequestKey
+    from querl.rollout.server import Server
+
+CUT_S = 2.0  # for the answers to requests that a pause has cut
+ANSWER_S = 3600.0  # for one request to be answered, while others are
+AGAIN_S = 600.0  # a server that fails twice within these seconds will fail again
+
+
+class HttpEngine:
+    """Samples from ``server``, which need not have been launched; it is closed with the engine.
+
+    ``context`` is the tokens that a prompt and its completion may have together, ``max_batch`` the
+    requests that are open at once. After ``heartbeat_s`` without an answer the server is asked for
+    one token within as many seconds, and counts as frozen when nothing at all was answered then.
+    Raises EngineError when closed, for what the server refuses, and for all that wait when the
+    server fails twice within ``AGAIN_S`` seconds or cannot be started.
+    """
+
+    def __init__(
+        self,
+        dialect: Dialect,
+        server: Server,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        context: int,
+        max_batch: int = 256,
+        heartbeat_s: float = 15.0,
+    ) -> None:
+        self._dialect = dialect
+        self._server = server
+        self._tokenizer = tokenizer
+        self._context = context
+        self._heartbeat_s = heartbeat_s
+        self._http: Http | None = None  # to the server that is up; None before and between
+        self._version = 0
+        self._weights: Weights | None = None
+        self._is_asleep = False
+        self._has_weights = True  # whether there is memory for them; not so asleep
+        self._is_blank = False  # whether what they were is lost
+        self._end: str | None = None  # why nothing can be asked any more
+        self._num_restarts = 0
+        self._restarted_at = -AGAIN_S
+        self._seats = asyncio.Semaphore(max_batch)
+        self._open: set[asyncio.Task[dict[str, Any]]] = set()
+        self._heard_at = 0.0  # of the newest answer, or of the first request after a silence
+        self._may_ask = asyncio.Event()
+        self._change = asyncio.Lock()  # of what the server holds: one at a time
+        self._chores: set[asyncio.Task[None]] = set()  # of the engine, not of who awaits them
+        self._watch: asyncio.Task[None] | None = None
+
+    @property
+    def version(self) -> int:
+        """The policy step of the weights now loaded."""
+        return self._version
+
+    @property
+    def num_restarts(self) -> int:
+        """How often the server was started anew since it failed."""
+        return self._num_restarts
+
+    async def generate(
+        self, prompt_ids: tuple[int, ...], sampling: Sampling, key: RequestKey
+    ) -> Completion:
+        """Sample one completion; ``context`` bounds it as ``max_tokens`` does."""
+        self._check_open()
+        limit = min(sampling.max_tokens, self._context - len(prompt_ids))
+        pieces = Pieces(self._tokenizer, sampling.stop)
+        async with self._seats:
+            while pieces.finish is None:
+                if len(pieces.token_ids) >= limit:
+                    return pieces.completion(FinishReason.LENGTH)
+                http = await self._up()
+                version, num_said = self._version, len(pieces.token_ids)
+                try:
+                    piece = await self._ask(
+                        http,
+                        prompt_ids + tuple(pieces.token_ids),
+                        replace(sampling, max_tokens=limit - num_said),
+                        seed(key, num_said),
+                    )
+                except (ServerGone, Overdue, Refused) as error:
+                    if not _is_fault(error):
+                        raise
+                    await self._see_to(self._mend(http, error))
+                else:
+                    if piece is not None:
+                        pieces.add(piece, version)
+        return pieces.completion(pieces.finish)
+
+    def enter(self, num_episodes: int) -> None:
+        """Servers batch continuously: nothing has to be announced."""
+
+    def leave(self, num_episodes: int) -> None:
+        """As ``enter``."""
+
+    async def load_weights(self, weights: object, version: int) -> None:
+        """Cut what runs, load, and go on with what was cut. Asleep, the cache stays given back."""
+        if not isinstance(weights, Weights):
+            raise EngineError(
+                f"the {self._dialect.name} engine loads what a learner publishes, "
+                f"not {type(weights).__name__}"
+            )
+        async with self._changing() as http:
+            self._weights, self._version = weights, version
+            await self._take_weights_back(http)
+            await self._load(http)
+
+    async def sleep(self) -> None:
+        """Cut what runs, and give the GPU's memory back; requests wait until ``wake``."""
+        if not self._is_asleep:
+            async with self._changing() as http:
+                self._is_asleep = True
+                await self._fall_asleep(http)
+
+    async def wake(self) -> None:
+        """Take the memory again; weights that ``sleep`` dropped and nobody loaded are loaded."""
+        if self._is_asleep:
+            async with self._changing() as http:
+                self._is_asleep = False
+                await self._take_weights_back(http)
+                if self._is_blank:
+                    await self._load(http)
+                await self._dialect.wake_cache(http)
+
+    async def close(self) -> None:
+        """End the server; all that wait get an EngineError."""
+        self._free_all(f"the {self._dialect.name} engine is closed")
+        chores = {*self._chores, *([self._watch] if self._watch else [])}
+        for chore in chores:
+            chore.cancel()
+        if chores:
+            await asyncio.wait(chores)
+        await self._disconnect()
+        await self._server.close()
+
+    # --- requests
+
+    def _check_open(self) -> None:
+        if self._end is not None:
+            raise EngineError(self._end)
+
+    async def _up(self) -> Http:
+        """Wait until requests may be sent."""
+        if self._http is None and not self._change.locked():
+            await self._see_to(self._begin())
+        await self._may_ask.wait()
+        self._check_open()
+        assert self._http is not None
+        return self._http
+
+    async def _ask(
+        self,
+        http: Http,
+        prompt_ids: tuple[int, ...],
+        sampling: Sampling,
+        seed: int,
+        timeout_s: float = ANSWER_S,
+    ) -> Piece | None:
+        """What the server answers; None where the engine itself hung up."""
+        route, body = self._dialect.request(prompt_ids, sampling, seed=seed)
+        if not self._open:
+            self._heard_at = time.monotonic()
+        call = asyncio.create_task(http.post(route, body, timeout_s=timeout_s))
+        self._open.add(call)
+        if self._watch is None or self._watch.done():
+            self._watch = asyncio.create_task(self._watch_over(prompt_ids[:1]))
+        try:
+            await asyncio.wait([call])
+        finally:
+            self._open.discard(call)
+            call.cancel()  # of no effect once it is answered
+        if call.cancelled():
+            return None
+        answer = call.result()
+        self._heard_at = time.monotonic()
+        return self._dialect.piece(answer)
+
+    async def _watch_over(self, prompt_ids: tuple[int, ...]) -> None:
+        """While requests are open, find out whether a silent server lives."""
+        while self._open:
+            quiet_s = time.monotonic() - self._heard_at
+            if quiet_s < self._heartbeat_s:
+                await asyncio.sleep(self._heartbeat_s - quiet_s)
+                continue
+            http, heard_at = self._http, self._heard_at
+            if http is None:
+                return  # it is being started; who asks then starts a watch
+            token = Sampling(max_tokens=1, temperature=0.0)
+            try:
+                await self._ask(http, prompt_ids, token, 0, timeout_s=self._heartbeat_s)
+            except (ServerGone, Overdue, Refused) as error:
+                if not _is_fault(error):
+                    self._heard_at = time.monotonic()
+                elif self._heard_at == heard_at:
+                    await self._see_to(self._mend(http, error))
+
+    # --- what the server holds
+
+    @asynccontextmanager
+    async def _changing(self) -> AsyncIterator[Http]:
+        """The server, paused and without open requests; then it goes on, unless it sleeps.
+
+        The wished state is noted before anything is asked of the server: where it fails at that,
+        a new one is brought into that state.
+        """
+        async with self._change:
+            if self._http is None and self._end is None:
+                await self._start_or_give_up()
+            self._check_open()
+            http = self._http
+            assert http is not None
+            self._may_ask.clear()
+            try:
+                if not self._is_asleep:
+                    await self._cut(http)
+                yield http
+                if not self._is_asleep:
+                    await self._dialect.resume(http)
+            except EngineError as error:
+                if not _is_fault(error):
+                    await self._give_up(str(error))
+                    raise
+                await self._restart(error)
+                self._check_open()
+            self._go_on()
+
+    async def _cut(self, http: Http) -> None:
+        await self._dialect.pause(http)
+        if not self._open:
+            return
+        # a request that came after the pause waits inside the server for the new weights, and
+        # would be noted as sampled from the old ones
+        _, late = await asyncio.wait(set(self._open), timeout=CUT_S)
+        self._hang_up()
+        if late:
+            await asyncio.wait(late)
+
+    def _hang_up(self) -> None:
+        for call in self._open:
+            call.cancel()
+
+    def _go_on(self) -> None:
+        if not self._is_asleep:
+            self._may_ask.set()
+
+    async def _load(self, http: Http) -> None:
+        if self._weights is not None:
+            await self._dialect.load(http, self._weights)
+        self._is_blank = False
+
+    async def _fall_asleep(self, http: Http) -> None:
+        # what is published is loaded again at the next step; of an adapter's base nobody has it
+        keeps_weights = self._weights is None or self._weights.is_adapter
+        self._has_weights, self._is_blank = False, not keeps_weights
+        await self._dialect.sleep(http, keeps_weights=keeps_weights)
+
+    async def _take_weights_back(self, http: Http) -> None:
+        if not self._has_weights:
+            await self._dialect.wake_weights(http)
+            self._has_weights = True
+
+    # --- the server's life
+
+    async def _see_to(self, chore: Coroutine[Any, Any, None]) -> None:
+        """Do it to its end, even if who waits for it is cancelled. Errors are told to all."""
+        task = asyncio.create_task(chore)
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
+        await asyncio.wait([task])
+
+    async def _begin(self) -> None:
+        """Start the server, unless somebody has done so meanwhile."""
+        async with self._change:
+            if self._http is None and self._end is None:
+                await self._start_or_give_up()
+                self._go_on()
+
+    async def _mend(self, http: Http, reason: EngineError) -> None:
+        """Start the server anew that did not serve ``http``, unless somebody has meanwhile."""
+        async with self._change:
+            if self._http is http and self._end is None:
+                await self._restart(reason)
+                self._go_on()
+
+    async def _restart(self, reason: EngineError) -> None:
+        """End the server and start it anew, once."""
+        self._may_ask.clear()
+        self._hang_up()
+        last_words = self._server.last_words()
+        await self._disconnect()
+        await self._server.kill()
+        if time.monotonic() - self._restarted_at < AGAIN_S:
+            again = f"the {self._dialect.name} engine failed again after it was started anew"
+            await self._give_up(f"{again}: {reason}; {last_words}")
+            return
+        await self._start_or_give_up()
+        self._num_restarts += 1
+        self._restarted_at = time.monotonic()
+
+    async def _start_or_give_up(self) -> None:
+        try:
+            await self._start()
+        except EngineError as error:
+            await self._give_up(str(error))
+
+    async def _start(self) -> None:
+        """Bring a new server into the wished state."""
+        self._server.launch()
+        http = Http(self._server.url)
+        try:
+            await wait_until_ready(self._server, self._dialect, http)
+            self._has_weights, self._is_blank = True, False
+            if self._weights is not None or self._is_asleep:
+                await self._dialect.pause(http)
+                await self._load(http)
+                if self._is_asleep:
+                    await self._fall_asleep(http)
+                else:
+                    await self._dialect.resume(http)
+        except BaseException:
+            await http.close()
+            raise
+        self._http = http
+
+    async def _give_up(self, why: str) -> None:
+        self._free_all(why)
+        await self._disconnect()
+        await self._server.kill()
+
+    def _free_all(self, why: str) -> None:
+        """From now on, all that wait or ask are told why nothing is answered."""
+        self._end = self._end or why
+        self._hang_up()
+        self._may_ask.set()
+
+    async def _disconnect(self) -> None:
+        http, self._http = self._http, None
+        if http is not None:
+            await http.close()
+
+
+def _is_fault(error: EngineError) -> bool:
+    """Whether the server is at fault, and not what it was asked."""
+    return isinstance(error, ServerGone | Overdue) or (
+        isinstance(error, Refused) and error.status >= 500
+    )

@@ -1,0 +1,202 @@
+"""Where an engine's server comes from: a process that we start, or a URL."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from querl.errors import EngineError
+from querl.rollout import keeper
+from querl.rollout.http import Overdue, Refused, ServerGone
+
+if TYPE_CHECKING:
+    from querl.rollout.dialect import Dialect
+    from querl.rollout.http import Http
+
+POLL_S = 0.1
+END_S = 10.0  # for a server to end by itself, and for the system to take its memory back
+LINES_SHOWN = 12  # of a log, when a server failed
+
+
+class Server(Protocol):
+    """A place that answers at ``url``, once ``launch`` was called and it is ready."""
+
+    @property
+    def url(self) -> str:
+        """Where it answers; another one after each launch."""
+        ...
+
+    @property
+    def start_timeout_s(self) -> float:
+        """How long it may take from being waited for until it is ready."""
+        ...
+
+    def launch(self) -> None:
+        """Begin to start it, and return at once. Nothing happens where it has been launched."""
+        ...
+
+    def has_ended(self) -> bool:
+        """Whether it is known to answer no more."""
+        ...
+
+    def last_words(self) -> str:
+        """What it said last, for messages; empty where that is not known."""
+        ...
+
+    async def kill(self) -> None:
+        """End it at once, so that it can be launched anew."""
+        ...
+
+    async def close(self) -> None:
+        """End it in peace."""
+        ...
+
+
+class RemoteServer:
+    """A server elsewhere: it is neither started nor ended, only waited for."""
+
+    def __init__(self, url: str, *, start_timeout_s: float) -> None:
+        self.url = url
+        self.start_timeout_s = start_timeout_s
+
+    def launch(self) -> None:
+        """Whoever runs it has done so."""
+
+    def has_ended(self) -> bool:
+        """It may always come back."""
+        return False
+
+    def last_words(self) -> str:
+        """Its log is elsewhere."""
+        return ""
+
+    async def kill(self) -> None:
+        """Not ours to end."""
+
+    async def close(self) -> None:
+        """Not ours to end."""
+
+
+class ServerProcess:
+    """A child process on 127.0.0.1 with a session of its own, what it says in the file ``log``.
+
+    It ends with all its children when this process does, even by SIGKILL: ``keeper.py`` sees to it.
+    """
+
+    def __init__(
+        self, dialect: Dialect, *, python: str, log: Path, start_timeout_s: float = 300.0
+    ) -> None:
+        self._dialect = dialect
+        self._python = python
+        self._log = log
+        self.start_timeout_s = start_timeout_s
+        self._port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it answers; another port after each launch."""
+        return f"http://127.0.0.1:{self._port}"
+
+    def launch(self) -> None:
+        """Begin to start it, and return at once. Nothing happens where it has been launched."""
+        if self._process is not None:
+            return
+        self._port = _free_port()
+        command = self._dialect.command(python=self._python, port=self._port)
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", str(keeper.__file__), *command],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **self._dialect.environment()},
+                start_new_session=True,
+            )
+
+    def has_ended(self) -> bool:
+        """Whether the process has ended, or was never launched."""
+        return self._process is None or self._process.poll() is not None
+
+    def last_words(self) -> str:
+        """The last lines of its log, and where the rest is."""
+        if not self._log.exists():
+            return ""
+        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return "\n".join([f"the last lines of {self._log}:", *lines[-LINES_SHOWN:]])
+
+    async def kill(self) -> None:
+        """End its whole process group at once: it may be stopped, or deaf."""
+        process, self._process = self._process, None
+        if process is not None:
+            await asyncio.to_thread(_end, process)
+
+    async def close(self) -> None:
+        """Ask it to end, and end what is left of its process group after ``END_S`` seconds."""
+        process, self._process = self._process, None
+        if process is not None:
+            await asyncio.to_thread(_end_in_peace, process)
+
+
+async def wait_until_ready(server: Server, dialect: Dialect, http: Http) -> None:
+    """Return once the server takes requests. Raises EngineError when it ends, or takes too long."""
+    deadline = time.monotonic() + server.start_timeout_s
+    while not await _is_ready(dialect, http):
+        if server.has_ended():
+            raise EngineError(f"{dialect.name} ended while it started; {server.last_words()}")
+        if time.monotonic() > deadline:
+            raise EngineError(
+                f"{dialect.name} at {server.url} was not ready after {server.start_timeout_s:g} s: "
+                f"set a larger engine.start_timeout_s, if it is only slow; {server.last_words()}"
+            )
+        await asyncio.sleep(POLL_S)
+
+
+async def _is_ready(dialect: Dialect, http: Http) -> bool:
+    try:
+        return await dialect.is_ready(http)
+    except (ServerGone, Overdue, Refused):
+        return False
+
+
+def _end_in_peace(process: subprocess.Popen[bytes]) -> None:
+    _signal(process, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(END_S)
+    _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the group, and wait until all of it is gone: its successor needs the GPU's memory."""
+    deadline = time.monotonic() + END_S
+    while _signal(process, signal.SIGKILL) and time.monotonic() < deadline:
+        process.poll()
+        time.sleep(0.01)
+    process.wait()
+    assert process.stdin is not None
+    process.stdin.close()
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> bool:
+    """Whether anything is left of the process group that the signal could reach."""
+    try:
+        os.killpg(process.pid, number)
+    except (ProcessLookupError, PermissionError):  # macOS says the latter of ended processes
+        return False
+    return True
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
