@@ -4,7 +4,9 @@ FOLDER/recipe.toml           the resolved recipe, without a database server's pa
 FOLDER/derived.json          numbers that follow from it
 FOLDER/metrics.jsonl         a line a step
 FOLDER/evaluations.jsonl     a line a validation
+FOLDER/slowest.jsonl         a line a step: the episodes that it waited for longest
 FOLDER/records/              the trajectories (``querl.records``)
+FOLDER/engine.log            what a server that samples says
 FOLDER/dumps/                batches that no update was made from (``querl.trainer.guards``)
 FOLDER/checkpoints/          last and best (``querl.trainer.checkpoint``)
 FOLDER/tensorboard/, wandb/  where ``run.loggers`` asks for them (``querl.loggers``)
@@ -192,6 +194,7 @@ class Run(RunFolder):
         self._watcher = watcher
         self._metrics = JsonlSink(folder / "metrics.jsonl")
         self._evaluations = folder / "evaluations.jsonl"
+        self._slowest = folder / "slowest.jsonl"
         digest = fingerprint("recipe", self._recipe.to_toml().encode())
         self._faults = FaultLog(folder / "dumps", digest, watcher.say)
         self._latest: tuple[int, float] | None = None
@@ -205,6 +208,7 @@ class Run(RunFolder):
             self._metrics.truncate_after(step)
             records.truncate_after(self.folder / "records", step)
             durable.truncate_after(self._evaluations, step)
+            durable.truncate_after(self._slowest, step)
         for line in self.evaluations():
             if last is not None and line["step"] == step:  # a kill may have come before its rating
                 self.checkpoints.rate(last, line["accuracy"])
@@ -221,9 +225,11 @@ class Run(RunFolder):
         return durable.read_lines(self._evaluations)
 
     def groups(self, step: int, groups: Sequence[Group]) -> None:
-        """Write the step's trajectories."""
+        """Write the step's trajectories, and name the slowest."""
         with saving(self.folder / "records"):
             records.write_step(self.folder / "records", step, groups)
+        with saving(self._slowest), self._slowest.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "episodes": slowest(groups)}) + "\n")
 
     def evaluation(self, step: int, summary: dict[str, Any]) -> None:
         """Write a validation."""
@@ -258,6 +264,29 @@ class Run(RunFolder):
                 logger.write(step, values)
 
 
+def slowest(groups: Sequence[Group], most: int = 10) -> list[dict[str, Any]]:
+    """The episodes that took longest, the slowest first: where, how long, and with what."""
+    episodes = [
+        (trajectory, group.id, sample)
+        for group in groups
+        for sample, trajectory in enumerate(group.trajectories)
+    ]
+    episodes.sort(key=lambda episode: -episode[0].seconds)
+    return [
+        {
+            "task": trajectory.task_id,
+            "group": group,
+            "sample": sample,
+            "seconds": round(trajectory.seconds, 3),
+            "sql_seconds": round(sum(t.result.seconds for t in trajectory.turns if t.result), 3),
+            "turns": len(trajectory.turns),
+            "tokens": sum(len(turn.completion.token_ids) for turn in trajectory.turns),
+            "stop": trajectory.stop,
+        }
+        for trajectory, group, sample in episodes[:most]
+    ]
+
+
 def fingerprint(what: str, content: bytes) -> str:
     """What a run learns from, in words and a digest: equal where nothing has changed."""
     return f"{what} ({hashlib.sha256(content).hexdigest()[:16]})"
@@ -290,6 +319,7 @@ def _depends_on_length(recipe: Recipe) -> bool:
 def _empty(folder: Path) -> None:
     """Remove an earlier run, and only that: a folder that holds anything else is refused."""
     known = {"recipe.toml", "derived.json", "metrics.jsonl", "evaluations.jsonl"}
+    known |= {"slowest.jsonl", "engine.log"}
     known |= {"records", "dumps", "checkpoints", "lock"} | FOLDERS
     found = {path.name.removeprefix(durable.UNFINISHED) for path in folder.iterdir()}
     strange = sorted(found - known)

@@ -84,6 +84,7 @@ class EnvConfig(Section):
     ``stepwise`` history each turn's prompt is rendered anew, by ``keep_thoughts`` with what the
     model thought before. ``final_answer`` asks for one turn more where the last brought no answer.
     ``early_exit`` ends an episode after so many turns in a row that bring nothing new, 0 never.
+    What is not over after ``timeout_s`` is cut, and teaches nothing.
     """
 
     kind: str = "text2sql"
@@ -93,6 +94,7 @@ class EnvConfig(Section):
     final_answer: bool = False
     reminders: bool = True  # whether observations tell how many turns are left
     early_exit: int = Field(default=0, ge=0)
+    timeout_s: float = Field(default=3600.0, gt=0)
     max_prompt: int = Field(default=6000, ge=1)
     max_turn_tokens: int = Field(default=3000, ge=1)
     max_input: int = Field(default=29000, ge=1)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from querl.algorithm.credit import Credit, StepCredit, has_advantage
 from querl.algorithm.sample import LeftOut, to_samples
+from querl.errors import EngineError
 from querl.metrics import Metrics
 from querl.types import ActionKind, StopReason
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Sequence
 
-    from querl.rollout.engine import Engine
     from querl.rollout.stream import GroupStream
     from querl.sections import RunConfig
     from querl.trainer.guards import Fault
@@ -29,8 +28,18 @@ Evaluate = Callable[[int], Awaitable[dict[str, Any]]]  # policy step -> a summar
 class Placement(Protocol):
     """Where engine and learner live, as far as the loop must know."""
 
-    def training(self) -> AbstractAsyncContextManager[None]:
-        """While the learner works: colocated engines sleep, separate ones keep going."""
+    async def make_room(self) -> Metrics:
+        """Let the learner work: colocated engines sleep, separate ones keep going.
+
+        Raises EngineError where engine and learner are found to have other weights.
+        """
+        ...
+
+    async def publish(self, version: int) -> Metrics:
+        """Let the engine sample from the learner's weights as ``version``, and check that it does.
+
+        Raises EngineError where it does not.
+        """
         ...
 
 
@@ -74,7 +83,6 @@ class Teaching:
 async def train(
     run: RunConfig,
     stream: GroupStream,
-    engine: Engine,
     learner: Learner,
     *,
     placement: Placement,
@@ -86,41 +94,54 @@ async def train(
 
     Everything that outlives a step is in ``learner`` and in ``stream.cursor``, so a run that is
     saved and started again goes on as if nothing had happened (ARCHITECTURE, invariant 8).
-    The seconds that a checkpoint takes count to the step after it.
+    The seconds that a checkpoint takes count to the step after it. Where the engine fails for good
+    the steps before are saved, and its EngineError goes on.
     """
     if learner.step == 0:
         log.evaluation(0, await evaluate(0))
-    metrics = Metrics()
+    metrics, saved, cursor = Metrics(), learner.step, stream.cursor
     async with stream:
-        for step in range(learner.step + 1, run.num_steps + 1):
-            with metrics.time("step"):
-                with metrics.time("rollout"):
-                    groups = await stream.next_step()
-                advantages_PGt = teaching.credit(groups)
-                samples, left_out = to_samples(groups, advantages_PGt, leave_out=teaching.leave_out)
-                async with placement.training():
+        try:
+            for step in range(learner.step + 1, run.num_steps + 1):
+                with metrics.time("step"):
+                    with metrics.time("rollout"):
+                        groups = await stream.next_step()
+                    with metrics.time("credit"):
+                        advantages_PGt = teaching.credit(groups)
+                        samples, left_out = to_samples(
+                            groups, advantages_PGt, leave_out=teaching.leave_out
+                        )
+                    with metrics.time("make_room"):
+                        metrics.add(await placement.make_room())
                     with metrics.time("update"):
                         metrics.add(await learner.update(samples))
+                    cursor = stream.cursor
                     with metrics.time("publish"):
-                        await engine.load_weights(learner.weights(), version=step)
-                metrics.add(describe(groups, advantages_PGt, left_out, version=step - 1))
-                metrics.add_sum("groups/replaced", stream.counts.replaced)
-                stream.release_step()
-                with metrics.time("records"):
-                    log.groups(step, groups)
-                if step % run.eval_every == 0 or step == run.num_steps:
-                    with metrics.time("eval"):
-                        log.evaluation(step, await evaluate(step))
-            # before the checkpoint: a run killed between the two makes both again
-            log.end_step(step, metrics)
-            log.faults(step, learner.faults)
-            metrics = Metrics()
-            is_last = step == run.num_steps or log.wants_to_stop
-            if step % run.save_every == 0 or is_last:
-                with metrics.time("step"), metrics.time("save"):
-                    log.save(step, learner, stream.cursor)
-            if is_last:
-                return
+                        metrics.add(await placement.publish(step))
+                    metrics.add(describe(groups, advantages_PGt, left_out, version=step - 1))
+                    metrics.add_sum("groups/replaced", stream.counts.replaced)
+                    stream.release_step()
+                    with metrics.time("records"):
+                        log.groups(step, groups)
+                    if step % run.eval_every == 0 or step == run.num_steps:
+                        with metrics.time("eval"):
+                            log.evaluation(step, await evaluate(step))
+                # before the checkpoint: a run killed between the two makes both again
+                log.end_step(step, metrics)
+                log.faults(step, learner.faults)
+                metrics = Metrics()
+                is_last = step == run.num_steps or log.wants_to_stop
+                if step % run.save_every == 0 or is_last:
+                    with metrics.time("step"), metrics.time("save"):
+                        log.save(step, learner, stream.cursor)
+                    saved = step
+                if is_last:
+                    return
+        except EngineError:
+            # the engine is lost, what was learnt is not: at most one step is made again
+            if learner.step > saved:
+                log.save(learner.step, learner, cursor)
+            raise
 
 
 def describe(
@@ -148,6 +169,7 @@ def describe(
             if is_right:
                 metrics.add_mean("rollout/wins_used_tool", used_tool)
             metrics.add_mean("rollout/turns", len(trajectory.turns))
+            metrics.add_max("rollout/slowest_s", trajectory.seconds)
             metrics.add_mean("rollout/failed", trajectory.stop is StopReason.FAILED)
             metrics.add_mean(
                 "rollout/truncated",
@@ -158,6 +180,8 @@ def describe(
                 metrics.add_mean("rollout/void_turns", turn.action.kind is ActionKind.VOID)
                 metrics.add_sum("rollout/generated_tokens", len(turn.completion.token_ids))
                 metrics.add_sum("rollout/prompt_tokens", len(turn.prompt_ids))
+                if turn.result is not None:
+                    metrics.add_sum("rollout/sql_s", turn.result.seconds)
     for reason in LeftOut:
         metrics.add_sum(f"left_out/{reason}", left_out[reason])
     return metrics

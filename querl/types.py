@@ -175,6 +175,11 @@ class Trajectory:
             return self.turns[-1].action.sql
         return None
 
+    @property
+    def seconds(self) -> float:
+        """How long its turns took, generation and execution."""
+        return sum(turn.seconds for turn in self.turns)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:

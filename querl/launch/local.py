@@ -63,15 +63,6 @@ TINY = "tiny"
 TINY_FOLDER = Path(__file__).parents[1] / "data" / "demo" / "tiny"
 
 
-class SideBySide:
-    """Implements ``querl.train.Placement`` for engines that have nothing to give back."""
-
-    @asynccontextmanager
-    async def training(self) -> AsyncIterator[None]:
-        """The learner may work."""
-        yield
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """A model that can be asked and trained, its tokenizer, and how it holds a conversation."""
@@ -293,6 +284,7 @@ async def open_player(recipe: Recipe, policy: Policy) -> AsyncIterator[Player]:
                     max_prompt=recipe.env.max_prompt,
                     max_turn_tokens=recipe.env.max_turn_tokens,
                     max_input=recipe.env.max_input,
+                    timeout_s=recipe.env.timeout_s,
                 ),
             )
         finally:

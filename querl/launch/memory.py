@@ -6,8 +6,7 @@ The plan is ``querl.trainer.plan``; docs/guards.md tells what is compared with w
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -21,6 +20,8 @@ from querl.trainer.plan import MemoryPlan, PlanSettings, plan
 from querl.trainer.shapes import DecoderShape, shape_of
 
 if TYPE_CHECKING:
+    from querl.metrics import Metrics
+    from querl.train import Placement
     from querl.trainer.full import FullLearner
 
 # Rows beyond the longest are no faster; shorter than the shortest, and most samples are rows of
@@ -203,16 +204,23 @@ class ProcessMeter:
 
 
 class MeasuredUpdates:
-    """Implements ``querl.train.Placement``: side by side, and one update measured against the plan.
+    """Implements ``querl.train.Placement`` by another, and holds one update against the plan.
 
     That is the second one with anything to train, since a plan is of the steps after the first; of
     a run with a single step to go it is that one.
     """
 
     def __init__(
-        self, memory: Memory, learner: FullLearner, say: Callable[[str], None], *, num_steps: int
+        self,
+        placement: Placement,
+        learner: FullLearner,
+        memory: Memory,
+        *,
+        say: Callable[[str], None],
+        num_steps: int,
     ) -> None:
         device = learner.weights().module.device
+        self._placement = placement
         self._meter: Meter = (
             GpuMeter(device)
             if device.type == "cuda"
@@ -222,20 +230,25 @@ class MeasuredUpdates:
         self._learner = learner
         self._say = say
         self._num_to_pass = 1 if num_steps > 1 else 0
+        self._is_watching = False
         self._is_done = False
 
-    @asynccontextmanager
-    async def training(self) -> AsyncIterator[None]:
-        """The learner works, and is watched until one update has been told of."""
-        if self._is_done or not self._meter.start():
-            yield
-            return
-        yield
-        if self._learner.longest_row and self._num_to_pass:
+    async def make_room(self) -> Metrics:
+        """The learner may work, and is watched until one update has been told of."""
+        metrics = await self._placement.make_room()
+        self._is_watching = not self._is_done and self._meter.start()
+        return metrics
+
+    async def publish(self, version: int) -> Metrics:
+        """Tell what the update took, and publish."""
+        longest_row = self._learner.longest_row
+        if self._is_watching and longest_row:
+            self._is_done = self._num_to_pass == 0
             self._num_to_pass -= 1
-        elif self._learner.longest_row:
-            self._is_done = True
-            self._say(self._told(self._meter.peak(), self._learner.longest_row))
+            if self._is_done:
+                self._say(self._told(self._meter.peak(), longest_row))
+        self._is_watching = False
+        return await self._placement.publish(version)
 
     def _told(self, measured: int, longest_row: int) -> str:
         planned = self._meter.planned(self._memory.of_rows(longest_row))

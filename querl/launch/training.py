@@ -14,7 +14,6 @@ from querl.data.audit import Fault
 from querl.env.rewards import find_reward
 from querl.eval.run import summarise
 from querl.launch.local import (
-    SideBySide,
     check_suite,
     load_policy,
     make_env,
@@ -27,8 +26,10 @@ from querl.launch.local import (
     validate,
 )
 from querl.launch.memory import MeasuredUpdates, plan_memory, with_rows
+from querl.launch.placement import SideBySide, TakingTurns
 from querl.launch.tasks import check_own_golds, choose_tasks, drop_faulty_golds, drop_long_prompts
 from querl.loggers import check_loggers
+from querl.rollout.probe import Probe
 from querl.rollout.sampler import RewardedGroups
 from querl.rollout.stream import GroupStream, TaskOrder
 from querl.run import fingerprint
@@ -153,16 +154,11 @@ async def train_prepared(
             if checkpoint is not None:
                 learner.load(checkpoint.folder)
                 cursor = checkpoint.cursor["group"]
-            await player.engine.load_weights(learner.weights(), version=learner.step)
-            placement: Placement = SideBySide()
-            if prepared.memory is not None:
-                say(prepared.memory.table())
-                num_steps = recipe.run.num_steps - learner.step
-                placement = MeasuredUpdates(prepared.memory, learner, say, num_steps=num_steps)
+            placement = await _placement(recipe, prepared, player, say)
+            await placement.publish(learner.step)
             await train(
                 recipe.run,
                 _stream(recipe, prepared, player, first_group=cursor),
-                player.engine,
                 learner,
                 placement=placement,
                 teaching=Teaching(
@@ -172,6 +168,30 @@ async def train_prepared(
                 evaluate=_validation(recipe, prepared, player, on_done),
                 log=run,
             )
+
+
+async def _placement(
+    recipe: Recipe, prepared: Prepared, player: Player, say: Callable[[str], None]
+) -> Placement:
+    """Where the two live, the probe between them, the plan that an update is held to."""
+    learner = prepared.learner
+    messages = await player.make_env().reset(prepared.training[0])
+    probe = Probe(
+        player.engine,
+        learner.logprobs,
+        player.history.start(messages),
+        temperature=recipe.engine.temperature,
+        tolerance=recipe.algorithm.max_dlogprob,
+    )
+    take_turns = recipe.engine.placement == "colocated"
+    placement: Placement = (TakingTurns if take_turns else SideBySide)(
+        player.engine, learner, probe
+    )
+    if prepared.memory is None:
+        return placement
+    say(prepared.memory.table())
+    num_steps = recipe.run.num_steps - learner.step
+    return MeasuredUpdates(placement, learner, prepared.memory, say=say, num_steps=num_steps)
 
 
 def left_out_by(recipe: Recipe) -> frozenset[LeftOut]:

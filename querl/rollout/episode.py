@@ -25,12 +25,14 @@ class EpisodeLimits:
     """Three limits in tokens, under three names, and the deadlines of external calls in seconds.
 
     ``max_prompt`` bounds the first prompt, ``max_turn_tokens`` what one turn may generate,
-    ``max_input`` what any later turn may start from.
+    ``max_input`` what any later turn may start from. ``timeout_s`` bounds the whole episode: what
+    is not over by then is cut.
     """
 
     max_prompt: int = 6000
     max_turn_tokens: int = 3000
     max_input: int = 29000
+    timeout_s: float = 3600.0
     generate_timeout_s: float = 1800.0
     env_timeout_s: float = 120.0
 
@@ -56,6 +58,37 @@ async def run_episode(
     announces the episode by ``engine.enter`` and takes it back by ``engine.leave``.
     """
     turns: list[Turn] = []
+    try:
+        async with asyncio.timeout(limits.timeout_s) as deadline:
+            return await _play(
+                env,
+                engine,
+                history,
+                turns,
+                task=task,
+                sampling=sampling,
+                limits=limits,
+                key=key,
+            )
+    except TimeoutError:
+        if not deadline.expired():
+            raise
+        error = f"cut after {limits.timeout_s:g} s, in turn {len(turns)}"
+        return _ended(task, turns, StopReason.FAILED, error)
+
+
+async def _play(
+    env: Environment,
+    engine: Engine,
+    history: History,
+    turns: list[Turn],
+    *,
+    task: Task,
+    sampling: Sampling,
+    limits: EpisodeLimits,
+    key: RequestKey,
+) -> Trajectory:
+    """Append to ``turns`` until the episode is over."""
     sampling = replace(sampling, max_tokens=limits.max_turn_tokens, stop=env.stops)
     try:
         messages = await _reset(env, task, limits)

@@ -184,6 +184,32 @@ def test_a_failing_disk_and_a_missed_deadline_are_data(task: Task, history: Hist
     assert (late.stop, late.error) == (StopReason.FAILED, "step: no answer in 0.01 s")
 
 
+def test_an_episode_past_its_deadline_is_cut_and_keeps_the_turns_it_played(
+    task: Task, history: History
+) -> None:
+    class Slow(ScriptedEngine):
+        async def generate(self, prompt_ids, sampling, key):
+            if key.turn:
+                await asyncio.Event().wait()
+            return await super().generate(prompt_ids, sampling, key)
+
+    async def go() -> Trajectory:
+        async with SqlitePool(num_workers=1) as pool:
+            return await run_episode(
+                sql_env(pool),
+                Slow(TOKENIZER, lambda key, prompt: ASK),
+                history,
+                task=task,
+                sampling=Sampling(max_tokens=1),
+                limits=replace(LIMITS, timeout_s=1.0),
+                key=KEY,
+            )
+
+    cut = asyncio.run(go())
+    assert (cut.stop, cut.error) == (StopReason.FAILED, "cut after 1 s, in turn 1")
+    assert [turn.action.kind for turn in cut.turns] == [ActionKind.SQL]
+
+
 def test_our_own_bugs_and_a_broken_engine_stop_the_run(task: Task, history: History) -> None:
     with pytest.raises(KeyError, match="ours"):
         play(task, history, ASK, make_env=lambda _: Troubled(lambda: KeyError("ours")))

@@ -18,7 +18,6 @@ from querl.env.wire import ACTION_STOPS
 from querl.eval.run import summarise
 from querl.launch.local import (
     Policy,
-    SideBySide,
     load_policy,
     make_env,
     make_learner,
@@ -26,7 +25,8 @@ from querl.launch.local import (
     validate,
 )
 from querl.launch.tasks import choose_tasks
-from querl.rollout.engine import RequestKey, Sampling
+from querl.metrics import Metrics
+from querl.rollout.engine import Engine, RequestKey, Sampling
 from querl.rollout.episode import EpisodeLimits
 from querl.rollout.sampler import Player, RewardedGroups
 from querl.rollout.scripted import ScriptedEngine
@@ -77,6 +77,21 @@ def make_player(recipe: Recipe, policy: Policy, databases: Databases) -> Player:
     )
 
 
+class ScriptedPlacement:
+    """A scripted engine has no weights that a probe could find."""
+
+    def __init__(self, engine: Engine, learner: FullLearner) -> None:
+        self._engine = engine
+        self._learner = learner
+
+    async def make_room(self) -> Metrics:
+        return Metrics()
+
+    async def publish(self, version: int) -> Metrics:
+        await self._engine.load_weights(self._learner.weights(), version)
+        return Metrics()
+
+
 async def train_by_script(recipe: Recipe, run: Run, reward: str) -> FullLearner:
     policy = load_policy(recipe)
     learner = make_learner(recipe, policy)
@@ -99,9 +114,8 @@ async def train_by_script(recipe: Recipe, run: Run, reward: str) -> FullLearner:
         await train(
             recipe.run,
             stream,
-            player.engine,
             learner,
-            placement=SideBySide(),
+            placement=ScriptedPlacement(player.engine, learner),
             teaching=Teaching(credit=make_credit("grpo"), leave_out=frozenset()),
             evaluate=score,
             log=run,

@@ -7,10 +7,13 @@ import json
 import threading
 from pathlib import Path
 
+import pytest
 from company import company_recipe, listener, make_company
 from safetensors.torch import load_file
 
+from querl.errors import EngineError
 from querl.launch.training import prepare, train_locally, train_prepared
+from querl.rollout.hf import HfEngine
 from querl.run import Run
 
 
@@ -37,6 +40,59 @@ def test_a_run_that_has_ended_leaves_no_thread(tmp_path: Path) -> None:
         asyncio.run(train_prepared(recipe, prepared, run, print))
     left = [thread.name for thread in set(threading.enumerate()) - before]
     assert left == []
+
+
+@pytest.mark.parametrize("when", ["rollout", "publish"])
+def test_an_engine_that_fails_for_good_costs_no_more_than_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """The third step's engine is lost; the run is saved, and goes on as if nothing had happened."""
+    recipe = company_recipe(
+        make_company(tmp_path / "company"), "run.num_steps=4", "run.save_every=4"
+    )
+    generate, load = HfEngine.generate, HfEngine.load_weights
+
+    async def lost_in_rollout(self, prompt_ids, sampling, key):
+        if self.version == 2:
+            raise EngineError("the server ended")
+        return await generate(self, prompt_ids, sampling, key)
+
+    async def lost_in_publish(self, weights, version):
+        if version == 3:
+            raise EngineError("the server ended")
+        await load(self, weights, version)
+
+    with monkeypatch.context() as broken, Run(tmp_path / "a", recipe, listener(), fresh=False) as a:
+        if when == "rollout":
+            broken.setattr(HfEngine, "generate", lost_in_rollout)
+        else:
+            broken.setattr(HfEngine, "load_weights", lost_in_publish)
+        with pytest.raises(EngineError, match="the server ended"):
+            asyncio.run(train_locally(recipe, a, print))
+        last = a.checkpoints.last()
+        assert last is not None
+        assert last.step == (2 if when == "rollout" else 3)
+    for name in ("a", "b"):
+        with Run(tmp_path / name, recipe, listener(), fresh=False) as run:
+            asyncio.run(train_locally(recipe, run, print))
+    ends = [
+        load_file(tmp_path / name / "checkpoints/last/model/model.safetensors") for name in "ab"
+    ]
+    assert all(ends[0][name].equal(ends[1][name]) for name in ends[1])
+
+
+def test_a_step_names_the_episodes_that_it_waited_for_longest(tmp_path: Path) -> None:
+    recipe = company_recipe(make_company(tmp_path / "company"), "run.num_steps=2")
+    with Run(tmp_path / "run", recipe, listener(), fresh=False) as run:
+        asyncio.run(train_locally(recipe, run, print))
+    lines = (tmp_path / "run" / "slowest.jsonl").read_text(encoding="utf-8").splitlines()
+    steps = [json.loads(line) for line in lines]
+    assert [step["step"] for step in steps] == [1, 2]
+    for step in steps:
+        seconds = [episode["seconds"] for episode in step["episodes"]]
+        assert len(seconds) == min(10, recipe.run.groups_per_step * recipe.run.group_size)
+        assert seconds == sorted(seconds, reverse=True)
+        assert all(episode["task"] and episode["turns"] >= 1 for episode in step["episodes"])
 
 
 def test_questions_too_long_to_be_put_are_told_for_training_and_validation(tmp_path: Path) -> None:

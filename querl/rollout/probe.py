@@ -1,0 +1,128 @@
+"""After each publish, a question: does the engine sample from the weights that the learner has?
+
+The same prompt, keys and length each time. The learner computes what the engine says of its tokens:
+they agree within a tolerance, and where the learner's view of the last answer has moved, the
+engine's answer may not be the same to the last bit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from querl.errors import EngineError
+from querl.metrics import Metrics
+from querl.rollout.engine import RequestKey, Sampling
+from querl.types import Sample
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from querl.rollout.engine import Engine
+    from querl.types import Completion
+
+    Logprobs = Callable[[Sequence[Sample]], Awaitable[list[list[float]]]]
+
+PROBE_GROUP = -(2**40)  # below the groups of training and of evaluation: no key is met twice
+MOVED = 1e-3  # nats a token: less may be lost to rounding on its way into the engine
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the engine sampled, and the learner's log-probs [N][C] of it."""
+
+    samples: tuple[Sample, ...]
+    logprobs: tuple[tuple[float, ...], ...]  # [N][C], the engine's
+
+
+class Probe:
+    """Asks ``engine`` for ``num_samples`` completions of one prompt and compares."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        logprobs: Logprobs,
+        prompt_ids: tuple[int, ...],
+        *,
+        temperature: float,
+        tolerance: float,
+        num_samples: int = 4,
+        max_tokens: int = 32,
+    ) -> None:
+        self._engine = engine
+        self._logprobs = logprobs
+        self._prompt_ids = prompt_ids
+        self._sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
+        self._tolerance = tolerance
+        self._num_samples = num_samples
+        self._asked: Answer | None = None  # of this version, to be compared
+        self._last: tuple[Answer, list[list[float]]] | None = None  # of the one before, compared
+
+    async def ask(self) -> None:
+        """Let the engine sample; its memory and weights are awake."""
+        keys = [RequestKey(0, 0, PROBE_GROUP, sample, 0) for sample in range(self._num_samples)]
+        completions = await asyncio.gather(
+            *(self._engine.generate(self._prompt_ids, self._sampling, key) for key in keys)
+        )
+        self._asked = Answer(
+            samples=tuple(self._sample(completion) for completion in completions),
+            logprobs=tuple(completion.logprobs for completion in completions),
+        )
+
+    async def compare(self) -> Metrics:
+        """Hold what was asked against the learner, whose weights are awake and still the same.
+
+        Raises EngineError where the two are further apart than the tolerance (in nats a token), and
+        where the learner has moved since the last probe and the engine has not.
+        """
+        metrics = Metrics()
+        asked, self._asked = self._asked, None
+        if asked is None:
+            return metrics
+        before = self._last
+        samples = asked.samples + (before[0].samples if before else ())
+        found = await self._logprobs(samples)
+        now, then = found[: len(asked.samples)], found[len(asked.samples) :]
+        apart = mean_distance(asked.logprobs, now)
+        metrics.add_mean("probe/abs_dlogprob", apart)
+        if before is not None:
+            moved = mean_distance(before[1], then)
+            metrics.add_mean("probe/moved", moved)
+            if moved > MOVED and asked == before[0]:
+                raise EngineError(
+                    f"the learner's weights moved by {moved:.4f} nats a token on a probe, and the "
+                    "engine answers as before: weights or adapter did not reach it"
+                )
+        if self._tolerance and apart > self._tolerance:
+            raise EngineError(
+                f"engine and learner are {apart:.3f} nats a token apart on a probe, "
+                f"algorithm.max_dlogprob={self._tolerance:g}: the engine has other weights, "
+                "another tokenizer or another dtype"
+            )
+        self._last = asked, now
+        return metrics
+
+    def _sample(self, completion: Completion) -> Sample:
+        num_prompt, num_sampled = len(self._prompt_ids), len(completion.token_ids)
+        nothing = (0.0,) * num_prompt
+        return Sample(
+            group_id=0,
+            num_prompt_tokens=num_prompt,
+            token_ids=self._prompt_ids + completion.token_ids,
+            loss_mask=(False,) * num_prompt + (True,) * num_sampled,
+            sampled_logprobs=nothing + completion.logprobs,
+            advantages=(0.0,) * (num_prompt + num_sampled),
+            # not the version: an answer is compared with that of another
+            versions=(0,) * (num_prompt + num_sampled),
+        )
+
+
+def mean_distance(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> float:
+    """Mean absolute difference of numbers [N][C]; 0 where there are none."""
+    distances = [
+        abs(a - b)
+        for mine, theirs in zip(one, other, strict=True)
+        for a, b in zip(mine, theirs, strict=True)
+    ]
+    return sum(distances) / max(len(distances), 1)
