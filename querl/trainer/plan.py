@@ -25,12 +25,17 @@ queries and keys, V vocabulary, c rows of a chunk of logits, S GPUs that share t
     reference     N b / S; an adapter needs none, but for its first values where they are the anchor
     engine        its own weights, and 2 L k b a token of the sequences at full length
 
+    host          masters and moments, where they are offloaded, and the pinned buffer for gradients:
+                  the largest weight in float32, up to a power of two; where all is offloaded, the
+                  rest of the state too
+
 The state stays, or leaves for the host while an engine samples; activations and sampling take
 turns, unless the engine runs beside the update.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
@@ -112,7 +117,7 @@ class MemoryPlan:
     kv_cache: int
     is_beside: bool  # sampling and update at once
     leaves: bool  # the state is on the host while an engine samples
-    offloaded: int  # state in the host's memory, then or always
+    offloaded: int  # bytes of the host's memory that the state takes, then or always
     checkpoint: int  # bytes of one on disk
 
     @property
@@ -165,6 +170,7 @@ def plan(shape: DecoderShape, settings: PlanSettings) -> MemoryPlan:
     engine = settings.engine
     weights, reference = (find(shape, settings, trained) for find in (_weights, _reference))
     is_here, leaves = settings.offload == "none", settings.offload == "all"
+    on_host = 0 if is_here else masters + moments + _buffer(shape, settings)
     return MemoryPlan(
         weights=weights,
         masters=masters if is_here else 0,
@@ -177,7 +183,7 @@ def plan(shape: DecoderShape, settings: PlanSettings) -> MemoryPlan:
         kv_cache=_kv_cache(shape, settings),
         is_beside=engine.is_beside,
         leaves=leaves,
-        offloaded=(0 if is_here else masters + moments) + (weights + reference if leaves else 0),
+        offloaded=on_host + (weights + reference if leaves else 0),
         checkpoint=settings.compute_bytes * trained + (masters + moments) * settings.shards,
     )
 
@@ -251,6 +257,13 @@ def _reference(shape: DecoderShape, settings: PlanSettings, trained: int) -> int
     if not settings.has_reference:
         return 0
     return settings.compute_bytes * shape.num_parameters // settings.shards
+
+
+def _buffer(shape: DecoderShape, settings: PlanSettings) -> int:
+    largest = max(shape.num_head_parameters, *map(math.prod, shape.matrices.values()))
+    if settings.adapter is not None:
+        largest = settings.adapter.rank * max(map(max, shape.matrices.values()))
+    return 2 ** math.ceil(math.log2(FLOAT32 * largest / settings.shards))
 
 
 def _engine_weights(shape: DecoderShape, engine: EnginePlan) -> int:

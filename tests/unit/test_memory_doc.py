@@ -47,6 +47,12 @@ def test_the_host_and_the_t4_are_told_right() -> None:
     text = PAGE.read_text(encoding="utf-8")
     host = [round(plan(shape, SETTINGS["state on the host"]).offloaded / 2**30) for shape in SHAPES]
     assert "holds {}, {}, {} and {} GiB".format(*host) in text
+    rooms = []
+    for has_reference in (False, True):
+        leaving = replace(ROWS, offload="all", has_reference=has_reference)
+        rooms.append(round(plan(SHAPES[1], leaving).state / 2**30))
+    assert rooms == [14, 28]
+    assert "makes 14 GiB of room so, 28\nwhere it has a reference" in text
     t4 = PlanSettings(
         tokens_per_microbatch=1500 + 4 * 256,
         is_recomputed=True,
