@@ -25,7 +25,7 @@ queries and keys, V vocabulary, c rows of a chunk of logits, S GPUs that share t
     reference     N b / S; an adapter needs none, but for its first values where they are the anchor
     engine        its own weights, and 2 L k b a token of the sequences at full length
 
-    host          masters and moments, where they are offloaded, and the pinned buffer for gradients:
+    host          masters and moments, where they are offloaded, and a pinned buffer for gradients:
                   the largest weight in float32, up to a power of two; where all is offloaded, the
                   rest of the state too
 
