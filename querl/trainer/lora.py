@@ -132,11 +132,20 @@ def base_of(folder: Path) -> Path:
 
 
 def attach_adapter(model: PreTrainedModel, folder: Path) -> None:
-    """Put a folder's adapter into its base model. Raises ModelError where it does not fit."""
-    from peft import PeftConfig
+    """Put a folder's adapter into its base model.
+
+    Raises ModelError where it does not fit, and where it is more or other than LoRA: such an
+    adapter could be switched on, and neither off nor merged.
+    """
+    from peft import LoraConfig, PeftConfig
 
     try:
         config = PeftConfig.from_pretrained(str(folder))
+        if not isinstance(config, LoraConfig) or config.modules_to_save:
+            raise ModelError(
+                f"the adapter {folder} is not LoRA alone: merge it into its base by the tool that "
+                "made it, and name the merged model"
+            )
         model.add_adapter(config)
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"the adapter {folder} cannot be put into its base: {error}") from error

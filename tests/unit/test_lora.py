@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import IA3Config, LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from tiny_policy import decoder, make_samples, tiny_policy, tiny_tokenizer
 from torch import Tensor
@@ -245,6 +245,16 @@ def test_an_adapter_that_does_not_fit_is_named(base: Path, tmp_path: Path) -> No
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(ModelError, match="missing or damaged"):
         load_model(folder, device=CPU)
+
+
+def test_an_adapter_that_is_not_lora_alone_is_refused(base: Path, tmp_path: Path) -> None:
+    other = IA3Config(target_modules=["k_proj"], feedforward_modules=[])
+    more = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["norm"])
+    for name, config in (("other", other), ("more", more)):
+        config.base_model_name_or_path = str(base)
+        config.save_pretrained(tmp_path / name)
+        with pytest.raises(ModelError, match=f"{name} is not LoRA alone"):
+            load_model(tmp_path / name, device=CPU)
 
 
 def test_an_adapter_whose_base_is_gone_says_where_it_was(base: Path, tmp_path: Path) -> None:
