@@ -44,7 +44,8 @@ class Engine(Protocol):
     ) -> Completion:
         """Sample one completion. Safe to call concurrently; cancelling the await frees its place.
 
-        Raises EngineError when the engine is closed or broken.
+        Raises EngineError when the engine is closed or broken, TimeoutError with its cause when
+        this one completion is lost and others are not.
         """
         ...
 

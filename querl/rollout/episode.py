@@ -135,9 +135,8 @@ async def _play_turn(
         async with asyncio.timeout(limits.generate_timeout_s):
             completion = await engine.generate(prompt_ids, sampling, key)
     except TimeoutError as error:
-        raise _Broken(
-            f"turn {key.turn}: nothing sampled in {limits.generate_timeout_s:g} s"
-        ) from error
+        cause = str(error) or f"nothing sampled in {limits.generate_timeout_s:g} s"
+        raise _Broken(f"turn {key.turn}: {cause}") from error
     text = history.text(completion)
     turn = Turn(
         prompt_ids=prompt_ids,

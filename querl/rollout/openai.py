@@ -6,8 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from querl.errors import EngineError
+from querl.rollout import noise
 from querl.rollout.http import MOST_SHOWN, Http, Overdue, Refused, ServerGone
-from querl.rollout.noise import stream
 from querl.rollout.openai_chat import Manner, Said, said, said_by_refusal
 from querl.types import Completion
 
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from querl.types import Message
 
 ROUTE = "/chat/completions"
+SEEDS = 2**31  # larger ones some endpoints refuse
 MOST_TRIES = 6  # of one request
-OVERDUE_TRIES = 3  # of them that a missed deadline costs: it has taken its time already
+DEAR_TRIES = 3  # of them that count for one of a missed deadline, or where nothing ever answered
 MOST_WAIT_S = 120.0
 MOST_LOST = 3  # requests in a row that may be lost before the endpoint counts as broken
 _AGAIN = frozenset((408, 425, 429, 500, 502, 503, 504, 529))
@@ -73,7 +74,7 @@ class OpenAiEngine:
         Raises TimeoutError for one that is lost, EngineError for an endpoint that cannot be used.
         """
         messages = self._ids.decode(prompt_ids)
-        turn = await self._ask(messages, sampling, stream(key))
+        turn = await self._ask(messages, sampling, noise.seed(key, 0) % SEEDS)
         token_ids = self._ids.encode("assistant", turn.text, turn.num_tokens)
         return Completion(
             token_ids=token_ids,
@@ -103,8 +104,8 @@ class OpenAiEngine:
         self._is_closed = True
         await self._http.close()
 
-    async def _ask(self, messages: list[Message], sampling: Sampling, stream_of_key: int) -> Said:
-        spread = 0.5 + 0.5 * (stream_of_key % 1024) / 1024  # so that not all come back at once
+    async def _ask(self, messages: list[Message], sampling: Sampling, seed: int) -> Said:
+        spread = 0.5 + 0.5 * (seed % 1024) / 1024  # so that not all come back at once
         tries, wait_s, problem = 0, 1.0, ""
         while tries < MOST_TRIES:
             if self._is_closed:
@@ -113,22 +114,21 @@ class OpenAiEngine:
                 await asyncio.sleep(min(wait_s, MOST_WAIT_S))
             tries, wait_s = tries + 1, 2.0**tries * spread
             try:
-                turn = await self._once(messages, sampling, seed=stream_of_key % 2**31)
+                turn = await self._once(messages, sampling, seed=seed)
             except Refused as error:
                 problem = self._shown(error)
                 wait_s = wait_s if error.retry_after_s is None else error.retry_after_s
             except Overdue as error:
                 problem = str(error)
-                tries += OVERDUE_TRIES - 1
+                tries += DEAR_TRIES - 1
             except ServerGone as error:
                 problem = str(error)
-                if not self._may_lose:
-                    break
+                tries += 0 if self._may_lose else DEAR_TRIES - 1
             else:
                 if turn is not None:
                     self._may_lose = MOST_LOST
                     return turn
-                problem = f"{self._http.url}{ROUTE} answered no chat completion"
+                problem = f"{self._http.url}{ROUTE} answers, and with no chat completion"
         self._may_lose -= 1
         if self._may_lose < 0:
             raise EngineError(
@@ -161,6 +161,11 @@ class OpenAiEngine:
                         self._tell_once(f"the endpoint refuses {name}: its own default holds")
                     self._manner = changed
             else:
+                if not answer and not self._may_lose:
+                    raise EngineError(
+                        f"{self._http.url}{ROUTE} answers, and with no JSON: engine.url="
+                        f"{self._http.url} is no endpoint for chat; most end in /v1"
+                    )
                 return said(answer, sampling.stop)
 
     def _cannot(self, error: Refused) -> str:
