@@ -40,6 +40,7 @@ class Memory:
     shape: DecoderShape
     settings: PlanSettings
     longest: int  # tokens of the longest trajectory that may come
+    room: int  # bytes that the run may take
 
     @property
     def plan(self) -> MemoryPlan:
@@ -62,11 +63,18 @@ class Memory:
         }
         lines += [f"  {when:<15} {size_text(size):>12}" for when, size in sums.items()]
         if self.longest > self.settings.tokens_per_microbatch:
-            alone = size_text(self.of_rows(self.longest).peak)
-            lines.append(
-                f"  a trajectory of {self.longest:,} tokens would be a longer row: {alone}"
-            )
+            lines.append(f"  {self._of_longest()}")
         return "\n".join(lines)
+
+    def _of_longest(self) -> str:
+        alone = self.of_rows(self.longest).peak
+        told = f"a trajectory of {self.longest:,} tokens would be a longer row: {size_text(alone)}"
+        if alone <= self.room:
+            return told
+        remedy = "set a smaller env.max_input"
+        if not self.settings.is_recomputed:
+            remedy += ", or memory.checkpoint_activations"
+        return f"warning: {told}, more than the {size_text(self.room)} here; {remedy}"
 
 
 def plan_memory(recipe: Recipe) -> Memory | None:
@@ -75,7 +83,9 @@ def plan_memory(recipe: Recipe) -> Memory | None:
     if shape is None:
         return None
     longest = recipe.env.max_input + recipe.env.max_turn_tokens
-    return Memory(shape=shape, settings=plan_settings(recipe), longest=longest)
+    return Memory(
+        shape=shape, settings=plan_settings(recipe), longest=longest, room=room_bytes(recipe)
+    )
 
 
 def with_rows(recipe: Recipe) -> Recipe:
@@ -85,13 +95,16 @@ def with_rows(recipe: Recipe) -> Recipe:
     memory = plan_memory(recipe)
     num_tokens = UNKNOWN_SHAPE_TOKENS
     if memory is not None:
-        num_tokens = tokens_that_fit(memory.shape, memory.settings, room_bytes(recipe))
+        num_tokens = tokens_that_fit(memory.shape, memory.settings, memory.room)
     section = recipe.memory.model_copy(update={"tokens_per_microbatch": num_tokens})
     return recipe.model_copy(update={"memory": section})
 
 
 def tokens_that_fit(shape: DecoderShape, settings: PlanSettings, room: int) -> int:
-    """The longest of ``ROW_SIZES`` whose update fits ``room`` bytes; else the shortest."""
+    """The longest of ``ROW_SIZES`` whose update fits ``room`` bytes; else the shortest.
+
+    A longer trajectory is a row of its own whatever is chosen: ``Memory.table`` tells of it.
+    """
     for num_tokens in ROW_SIZES:
         planned = plan(shape, replace(settings, tokens_per_microbatch=num_tokens))
         if planned.while_updating <= HEADROOM * room:

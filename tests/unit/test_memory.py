@@ -100,6 +100,20 @@ def test_a_longer_trajectory_than_a_row_is_told(tmp_path: Path) -> None:
     )
 
 
+def test_a_trajectory_that_fits_nowhere_is_warned_of_with_its_remedies(tmp_path: Path) -> None:
+    company = make_company(tmp_path)
+    for keeps, remedies in (
+        (True, "set a smaller env.max_input, or memory.checkpoint_activations"),
+        (False, "set a smaller env.max_input"),
+    ):
+        recompute = f"memory.checkpoint_activations={str(not keeps).lower()}"
+        memory = plan_memory(company_recipe(company, "env.max_input=1_000_000_000", recompute))
+        assert memory is not None
+        last = memory.table().splitlines()[-1]
+        assert last.startswith("  warning: a trajectory of 1,000,000,006 tokens would be a longer")
+        assert last.endswith(f"more than the {size_text(memory.room)} here; {remedies}")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_processs_peak_is_what_it_grew_by_though_it_was_freed() -> None:
     meter = ProcessMeter(has_moments=False)
