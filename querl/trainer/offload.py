@@ -92,7 +92,8 @@ class HostOffload:
     def _settle(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)  # the copies ran beside this thread
-            torch.cuda.ipc_collect()  # what another process saw, and has let go of
+            # what another process saw, and has let go of
+            torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]
             torch.cuda.empty_cache()
 
 

@@ -263,7 +263,7 @@ def _buffer(shape: DecoderShape, settings: PlanSettings) -> int:
     largest = max(shape.num_head_parameters, *map(math.prod, shape.matrices.values()))
     if settings.adapter is not None:
         largest = settings.adapter.rank * max(map(max, shape.matrices.values()))
-    return 2 ** math.ceil(math.log2(FLOAT32 * largest / settings.shards))
+    return 1 << math.ceil(math.log2(FLOAT32 * largest / settings.shards))
 
 
 def _engine_weights(shape: DecoderShape, engine: EnginePlan) -> int:
