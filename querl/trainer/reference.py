@@ -77,7 +77,7 @@ class AdapterOff:
 
 
 def write_coefficient(folder: Path, coefficient: float) -> None:
-    """Write the KL coefficient, which may follow a target, into a checkpoint: ``kl.json``."""
+    """Write a KL coefficient that follows a target into a checkpoint: ``kl.json``."""
     text = json.dumps({"coefficient": coefficient})
     (folder / "kl.json").write_text(text, encoding="utf-8")
 

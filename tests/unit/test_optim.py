@@ -195,6 +195,22 @@ def test_moments_in_eight_bits_take_a_quarter_and_lead_about_the_same_way():
     assert state["exp_avg.bias"].dtype == torch.float32
 
 
+def test_steps_in_eight_bits_are_those_of_bitsandbytes_own_optimizer():
+    theirs = pytest.importorskip("bitsandbytes").optim.AdamW8bit
+    settings = AdamWSettings(kind="adamw8bit", lr=1e-2, weight_decay=0.1, max_grad_norm=1e9)
+    ours, other = linear(size=(80, 64)), linear(size=(80, 64))
+    optimizer = AdamW(ours, settings)
+    rates = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps}
+    reference = theirs([other.weight], **rates, weight_decay=settings.weight_decay)
+    dice = torch.Generator().manual_seed(0)
+    for step in range(1, 9):
+        gradient = torch.randn(other.weight.shape, generator=dice) * 10.0 ** -(step % 4)
+        ours.weight.grad, other.weight.grad = gradient.clone(), gradient
+        optimizer.step(step)
+        reference.step()
+        assert torch.equal(ours.weight, other.weight)
+
+
 def test_rounding_at_random_is_right_on_average_and_a_function_of_the_seed():
     value = torch.tensor([1.0, 1 + 2**-9, -3.1, 1e-20, 0.0]).repeat(20_000, 1)
     rounded = round_stochastically(value, seed=1)

@@ -46,11 +46,9 @@ def weights(learner):
 def test_a_policy_that_is_held_stays_nearer_to_the_first(place):
     ends = {}
     for coefficient in (1e-9, 1.0):
-        penalty = KlPenalty(coefficient=coefficient, estimator="k1" if place == "reward" else "k2")
-        learner = make_learner(
-            KlPenalty(coefficient=coefficient, estimator=penalty.estimator, place=place),
-            minibatches=2,
-        )
+        estimator = "k1" if place == "reward" else "k2"
+        penalty = KlPenalty(coefficient=coefficient, estimator=estimator, place=place)
+        learner = make_learner(penalty, minibatches=2)
         steps = [update(learner)["policy/kl"] for _ in range(6)]
         ends[coefficient] = steps[-1]
     assert ends[1.0] < 0.7 * ends[1e-9]
