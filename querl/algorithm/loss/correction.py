@@ -1,7 +1,7 @@
 """Weights for what the sampler's kernels computed otherwise than the learner's.
 
-The ratio is old / sampled: the same weights, another engine. It is no part of new / old, which the
-losses clip.
+The ratio is old / sampled: the same weights, another engine; with ``run.max_lag`` also what the
+weights have moved since. It is no part of new / old, which the losses clip.
 """
 
 from __future__ import annotations
