@@ -1,7 +1,8 @@
 """Peak memory of updates on one GPU against the plan of ``querl.trainer.plan``, case by case.
 
 Random weights of published shapes, made on the GPU; nothing is downloaded. Each case runs in a
-process of its own and prints one line of JSON.
+process of its own and prints one line of JSON. After its updates the learner leaves the GPU for the
+host's memory and comes back, as beside a colocated engine: seconds, and what stays allocated.
 
     lora      7B, an adapter of rank 32 on all matrices, bf16, rows of 16,384 tokens
     full8     7B, all weights, moments in 8 bits
@@ -40,6 +41,7 @@ from querl.rollout.hf import HfEngine
 from querl.trainer.full import FullLearner, UpdateSettings
 from querl.trainer.lora import LoraSettings, add_adapter
 from querl.trainer.model import load_model, load_tokenizer, save_model
+from querl.trainer.offload import HostOffload
 from querl.trainer.optim import AdamWSettings
 from querl.trainer.plan import EIGHT_BIT_MOMENTS, Adapter, EnginePlan, PlanSettings, plan
 from querl.trainer.shapes import PUBLISHED, DecoderShape
@@ -149,6 +151,7 @@ def _learner(model: PreTrainedModel, size: Size, **optimizer: Any) -> FullLearne
         update=UpdateSettings(
             temperature=TEMPERATURE, tokens_per_microbatch=size.row, checkpoint_activations=True
         ),
+        offload=HostOffload(model.device),
     )
 
 
@@ -184,6 +187,18 @@ def _two_updates(
     found["abs_dlogprob"] = metrics["sampler/abs_dlogprob"]
 
 
+def _rests(learner: FullLearner, device: str, found: dict[str, Any]) -> None:
+    """To the host and back, twice: the first time pins its memory, and copies what is frozen."""
+    for name in ("first", "second"):
+        for what, move in (("sleep", learner.sleep), ("wake", learner.wake)):
+            start = time.perf_counter()
+            asyncio.run(move())
+            found[f"{name}_{what}_s"] = round(time.perf_counter() - start, 2)
+            if device == "cuda":
+                allocated = torch.cuda.memory_allocated() / GIB
+                found[f"{name}_{what}_gib"] = round(allocated, 2)
+
+
 def _train_7b(case: str, size: Size, device: str, found: dict[str, Any]) -> PlanSettings:
     peak = _Peak(device)
     adapter = Adapter(rank=32) if case == "lora" else None
@@ -199,6 +214,7 @@ def _train_7b(case: str, size: Size, device: str, found: dict[str, Any]) -> Plan
         learner = _learner(model, size, **settings)
     with learner:
         _two_updates(learner, _made_up(size), peak, found)
+        _rests(learner, device, found)
     return PlanSettings(
         tokens_per_microbatch=size.row,
         is_recomputed=True,
@@ -240,6 +256,7 @@ def _train_3b(size: Size, device: str, found: dict[str, Any]) -> PlanSettings:
         ]
         found["answer_tokens"] = [len(answer.token_ids) for answer in answers]
         _two_updates(learner, samples, peak, found)
+        _rests(learner, device, found)
     dtypes |= {tensor.dtype for tensor in (*model.parameters(), *model.buffers())}
     found["dtypes"] = sorted(str(dtype) for dtype in dtypes)
     assert torch.bfloat16 not in dtypes
