@@ -27,7 +27,8 @@ from querl.config import Recipe, load_recipe
 from querl.data.own import make_questions
 from querl.data.traces import load_traces
 from querl.eval.report import interval_of_mean
-from querl.launch.local import TINY, load_policy, open_player, validate
+from querl.launch.engines import open_player
+from querl.launch.local import TINY, load_policy, validate
 from querl.launch.tasks import choose_tasks, given_away_by
 from querl.types import Task
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from querl.config import Recipe, load_recipe
-from querl.launch.local import load_policy, make_reward, open_player, validate
+from querl.launch.engines import open_player
+from querl.launch.local import load_policy, make_reward, validate
 from querl.launch.tasks import choose_tasks
 from querl.launch.training import train_locally
 from querl.rollout.engine import RequestKey

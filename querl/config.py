@@ -33,6 +33,7 @@ from querl.sections import (
     SqlConfig,
 )
 
+SERVERS = ("vllm", "sglang")  # engines that are processes of their own
 _WHY_STAY = {"shared": "reads those very weights", "separate": "has GPUs of its own"}
 
 
@@ -100,6 +101,7 @@ class Recipe(Section):
                 "an adapter: set lora.rank, such as 16"
             )
 
+        self._check_engine()
         if self.learner.offload == "all" and self.engine.placement != "colocated":
             raise ConfigError(
                 f"learner.offload='all' would take the learner's weights off the GPU while an "
@@ -108,8 +110,38 @@ class Recipe(Section):
                 "learner.offload=optimizer"
             )
 
+    def _check_engine(self) -> None:
+        engine = self.engine
+        if engine.url is not None and engine.kind == "hf":
+            raise ConfigError(
+                f"engine.url={engine.url!r} is a server's, and the hf engine is none: set "
+                "engine.kind=vllm, sglang or openai"
+            )
+        is_ours = engine.kind in SERVERS and engine.url is None
+        if not is_ours and (engine.options or engine.python is not None):
+            raise ConfigError(
+                "engine.options and engine.python are for a server that querl starts: leave them "
+                f"out, or set engine.kind=vllm or sglang (now {engine.kind}) and no engine.url"
+            )
+
     def check_training(self) -> None:
         """Refuse what an evaluation may do and training may not. Raises ConfigError."""
+        kind, placement = self.engine.kind, self.engine.placement
+        if kind == "openai":
+            raise ConfigError(
+                "engine.kind=openai tells no token ids, so nothing can be learnt from it: set "
+                "engine.kind=hf, vllm or sglang (querl eval may use it)"
+            )
+        if kind in SERVERS and placement == "shared":
+            raise ConfigError(
+                f"engine.kind={kind} has weights of its own: set engine.placement=colocated, or "
+                "separate with engine.url"
+            )
+        if kind == "hf" and placement == "colocated":
+            raise ConfigError(
+                "engine.placement=colocated is for servers: the hf engine samples from the "
+                "learner's own weights (shared) or from a copy beside them (separate)"
+            )
         if self.engine.temperature == 0:
             raise ConfigError(
                 "engine.temperature=0 plays all episodes of a group alike, and log-probabilities "
@@ -128,8 +160,9 @@ class Recipe(Section):
         """Settings whose meaning is fixed and whose code is still to come, a line each."""
         engine, learner = self.engine, self.learner
         wanted = {
-            f"engine.kind={engine.kind!r}": engine.kind != "hf",
-            f"engine.placement={engine.placement!r}": engine.placement == "colocated",
+            f"engine.placement={engine.placement!r} of a server without engine.url": (
+                engine.placement == "separate" and engine.kind in SERVERS and engine.url is None
+            ),
             f"engine.replicas={engine.replicas}": engine.replicas > 1,
             f"engine.tensor_parallel={engine.tensor_parallel}": engine.tensor_parallel > 1,
             f"engine.dtype={engine.dtype!r}": engine.dtype != "auto",

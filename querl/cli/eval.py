@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,13 +14,14 @@ from rich.console import Console
 
 from querl.cli.paths import CheckpointOption, folder_to_be, recipe_of, starting_model_note
 from querl.cli.progress import progress
-from querl.config import Recipe, load_recipe
+from querl.config import SERVERS, Recipe, load_recipe
 from querl.errors import ConfigError
 from querl.eval import report
 from querl.sql.compare import CompareMode
 
 if TYPE_CHECKING:
     from querl.eval.run import Episode
+    from querl.rollout.sampler import Player
     from querl.types import Task
 
 
@@ -56,6 +58,9 @@ def evaluate(
     Example: querl eval runs/shop --questions others.csv
 
     Example: querl eval recipes/demo.toml model.path=../my-model
+
+    Example: querl eval my.toml engine.kind=openai engine.url=http://127.0.0.1:8000/v1
+    model.path=NAME prompt.style=full
     """
     chosen = () if judge is None else (f"reward.judge={judge.value}",)
     file, settled = recipe_of(recipe, checkpoint, overrides or ())
@@ -94,13 +99,13 @@ def _tasks(recipe: Recipe, questions: Path | None) -> list[Task]:
 async def _play(
     recipe: Recipe, tasks: Sequence[Task], num_samples: int, console: Console
 ) -> list[Episode]:
-    from querl.launch.local import load_policy, open_databases, open_player, validate
+    from querl.launch.local import open_databases, validate
     from querl.launch.tasks import check_own_golds
 
-    policy = load_policy(recipe)
+    opening = _opening(recipe, console)
     async with open_databases(recipe) as databases:
         await check_own_golds(recipe, tasks, databases)
-    async with open_player(recipe, policy) as player:
+    async with opening as player:
         if num_samples == 1:
             player = player.greedy()
         done = 0
@@ -119,6 +124,24 @@ async def _play(
                 num_samples=num_samples,
                 on_done=count,
             )
+
+
+def _opening(recipe: Recipe, console: Console) -> AbstractAsyncContextManager[Player]:
+    """Who plays: the recipe's own model, or one at an endpoint."""
+    from querl.launch.endpoint import check_endpoint, open_endpoint
+    from querl.launch.engines import open_player
+    from querl.launch.local import load_policy, load_speaker
+
+    if recipe.engine.kind in SERVERS:
+        return open_player(recipe, load_speaker(recipe))
+    if recipe.engine.kind != "openai":
+        return open_player(recipe, load_policy(recipe))
+    check_endpoint(recipe)
+
+    def say(note: str) -> None:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
+
+    return open_endpoint(recipe, say)
 
 
 def _print(console: Console, recipe: Recipe, summary: dict[str, Any], seconds: float) -> None:

@@ -26,6 +26,7 @@ from querl.sql.databases import name_to_show
 
 if TYPE_CHECKING:
     from querl.launch.training import Prepared
+    from querl.rollout.engine import Engine
     from querl.run import Run
 
 SHOWN_EPISODES = 3
@@ -95,6 +96,16 @@ def train(
 
 def _train(console: Console, resolved: Recipe, folder: Path, *, fresh: bool) -> None:
     """Prepare, train and report."""
+    from querl.launch.engines import starting_engine
+
+    resolved.check_training()
+    with starting_engine(resolved) as engine:
+        _train_with(engine, console, resolved, folder, fresh=fresh)
+
+
+def _train_with(
+    engine: Engine | None, console: Console, resolved: Recipe, folder: Path, *, fresh: bool
+) -> None:
     from querl.launch.training import prepare, train_prepared
     from querl.run import Run
 
@@ -106,7 +117,9 @@ def _train(console: Console, resolved: Recipe, folder: Path, *, fresh: bool) -> 
     start = time.monotonic()
     with Run(folder, resolved, watcher, fresh=fresh) as run:
         with watcher:
-            training = train_prepared(resolved, prepared, run, watcher.say, watcher.validating)
+            training = train_prepared(
+                resolved, prepared, run, watcher.say, watcher.validating, engine=engine
+            )
             asyncio.run(training)
         _report(console, run, time.monotonic() - start)
         if run.wants_to_stop:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -27,15 +26,11 @@ from querl.env.wire import ObservationLimits, Observations, Wire
 from querl.errors import ConfigError, DataError
 from querl.eval.run import Episode, evaluate
 from querl.rollout.chat import ChatFormat, Template
-from querl.rollout.engine import Sampling
-from querl.rollout.episode import EpisodeLimits
-from querl.rollout.hf import HfEngine
 from querl.rollout.history import HISTORIES, Stepwise
 from querl.rollout.sampler import Player, play_announced
 from querl.sql.compare import CompareMode
 from querl.sql.database import Limits
 from querl.sql.databases import DatabasesByKind
-from querl.sql.gold_cache import CachedGolds, GoldCache, default_cache_path
 from querl.sql.inner import InnerJudge, InnerSteps, TurnJudge
 from querl.sql.judge import Judge
 from querl.sql.schema import SchemaStyle
@@ -64,12 +59,18 @@ TINY_FOLDER = Path(__file__).parents[1] / "data" / "demo" / "tiny"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """A model that can be asked and trained, its tokenizer, and how it holds a conversation."""
+class Speaker:
+    """A model's tokenizer, and how it holds a conversation: its weights may be in a server."""
 
-    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     history: History
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy(Speaker):
+    """A model that can be asked and trained in this process."""
+
+    model: PreTrainedModel
 
 
 def model_path(recipe: Recipe) -> Path:
@@ -77,16 +78,20 @@ def model_path(recipe: Recipe) -> Path:
     return TINY_FOLDER if recipe.model.path == TINY else Path(recipe.model.path)
 
 
+def load_speaker(recipe: Recipe) -> Speaker:
+    """The recipe's model without its weights. Raises ModelError when it cannot be used."""
+    tokenizer = load_tokenizer(model_path(recipe))
+    return Speaker(tokenizer=tokenizer, history=make_history(recipe, tokenizer))
+
+
 def load_policy(recipe: Recipe) -> Policy:
     """The recipe's model. Raises ModelError when it or its tokenizer cannot be used.
 
     Raises ConfigError for weights in 4 bits on the CPU.
     """
-    path = model_path(recipe)
     if recipe.run.num_threads:
         torch.set_num_threads(recipe.run.num_threads)
-    tokenizer = load_tokenizer(path)
-    history = make_history(recipe, tokenizer)
+    speaker = load_speaker(recipe)
     device = choose_device(recipe.model.device)
     if recipe.lora.quantise != "none" and device.type == "cpu":
         raise ConfigError(
@@ -94,13 +99,13 @@ def load_policy(recipe: Recipe) -> Policy:
         )
     return Policy(
         model=load_model(
-            path,
+            model_path(recipe),
             device=device,
             dtype=choose_dtype(device, recipe.model.dtype),
             quantise=recipe.lora.quantise,
         ),
-        tokenizer=tokenizer,
-        history=history,
+        tokenizer=speaker.tokenizer,
+        history=speaker.history,
     )
 
 
@@ -253,43 +258,6 @@ def check_suite(recipe: Recipe, tasks: Sequence[Task]) -> None:
             f"reward.suite={recipe.reward.suite!r} has no database for any training task: "
             "build it on the same data by querl suite build"
         )
-
-
-@asynccontextmanager
-async def open_player(recipe: Recipe, policy: Policy) -> AsyncIterator[Player]:
-    """Everything that plays and judges episodes; closes engine and workers at the end."""
-    is_own = recipe.engine.placement == "separate"
-    async with open_databases(recipe) as databases:
-        cache = GoldCache(default_cache_path())
-        golds = CachedGolds(databases, cache, sql_limits(recipe))
-        engine = HfEngine(
-            copy.deepcopy(policy.model) if is_own else policy.model,
-            policy.tokenizer,
-            max_batch=recipe.engine.max_batch,
-            end_ids=frozenset({policy.history.end_id}),
-        )
-        try:
-            yield Player(
-                make_env=make_env(recipe, databases, policy.tokenizer),
-                engine=engine,
-                history=policy.history,
-                judge=make_judge(recipe, databases, golds=golds),
-                turn_judge=make_turn_judge(recipe, databases),
-                sampling=Sampling(
-                    max_tokens=recipe.env.max_turn_tokens,
-                    temperature=recipe.engine.temperature,
-                    top_p=recipe.engine.top_p,
-                ),
-                limits=EpisodeLimits(
-                    max_prompt=recipe.env.max_prompt,
-                    max_turn_tokens=recipe.env.max_turn_tokens,
-                    max_input=recipe.env.max_input,
-                    timeout_s=recipe.env.timeout_s,
-                ),
-            )
-        finally:
-            await engine.close()
-            cache.close()
 
 
 def make_trainable(recipe: Recipe, policy: Policy) -> None:

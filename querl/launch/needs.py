@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError, safe_open
 
+from querl.config import SERVERS
 from querl.data.get import SOURCES
 from querl.errors import QuerlError
 from querl.launch.local import load_reward_suite, make_history, model_path
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from querl.trainer.shapes import DecoderShape
 
 ASSUMED_GPU_BYTES = 80 * 2**30  # where there is none to ask: an H100's
-OWN_PROCESS = ("vllm", "sglang")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +83,7 @@ def num_gpus(recipe: Recipe) -> int:
         wanted = learner.num_gpus + of_engines
     else:
         wanted = max(learner.num_gpus, of_engines)
-    must = wanted > 1 or engine.kind in OWN_PROCESS or recipe.lora.quantise != "none"
+    must = wanted > 1 or engine.kind in SERVERS or recipe.lora.quantise != "none"
     must = must or recipe.model.device == "cuda"
     may = torch.cuda.is_available() and recipe.model.device != "cpu"
     return wanted if must or may else 0
@@ -149,7 +149,7 @@ def _engine(recipe: Recipe) -> EnginePlan:
         tensor_parallel=engine.tensor_parallel,
         num_sequences=min(engine.max_batch, -(-episodes // engine.replicas)),
         context=longest + env.max_turn_tokens,
-        most_bytes=share if engine.kind in OWN_PROCESS else None,
+        most_bytes=share if engine.kind in SERVERS else None,
         is_beside=engine.placement == "separate",
     )
 
@@ -162,8 +162,12 @@ def _gpu_bytes() -> int:
 
 def _missing_packages(recipe: Recipe) -> Iterator[str]:
     kind, path = recipe.engine.kind, model_path(recipe)
-    if kind in OWN_PROCESS and importlib.util.find_spec(kind) is None:
-        yield f"the package {kind}, for engine.kind: pip install {kind}"
+    engine = recipe.engine
+    is_started_here = kind in SERVERS and engine.url is None and engine.python is None
+    if is_started_here and importlib.util.find_spec(kind) is None:
+        yield f"the package {kind}, for engine.kind: pip install 'querl[{kind}]'"
+    if kind != "hf" and importlib.util.find_spec("aiohttp") is None:
+        yield "the package aiohttp, for engine.kind: pip install 'querl[openai]'"
     has_4_or_8_bits = recipe.lora.quantise != "none" or recipe.optimizer.kind == "adamw8bit"
     if has_4_or_8_bits and importlib.util.find_spec("bitsandbytes") is None:
         yield "the package bitsandbytes: pip install 'querl[qlora]'"

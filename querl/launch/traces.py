@@ -15,13 +15,13 @@ from querl.data.thoughts import describe_query, name_tables
 from querl.data.trace_maker import TraceMaker
 from querl.data.traces import OWN_KINDS, TraceKind
 from querl.errors import ConfigError
+from querl.launch.engines import open_player
 from querl.launch.local import (
     check_suite,
     load_policy,
     make_env,
     model_path,
     open_databases,
-    open_player,
     validate,
 )
 from querl.launch.tasks import (

@@ -13,6 +13,7 @@ from querl.algorithm.sample import LeftOut
 from querl.data.audit import Fault
 from querl.env.rewards import find_reward
 from querl.eval.run import summarise
+from querl.launch.engines import open_player
 from querl.launch.local import (
     check_suite,
     load_policy,
@@ -22,7 +23,6 @@ from querl.launch.local import (
     make_reward,
     make_turn_rewards,
     open_databases,
-    open_player,
     validate,
 )
 from querl.launch.memory import MeasuredUpdates, plan_memory, with_rows
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from querl.env.turn_rewards import TurnRewards
     from querl.launch.local import Policy
     from querl.launch.memory import Memory
+    from querl.rollout.engine import Engine
     from querl.rollout.sampler import Player
     from querl.run import Run
     from querl.train import Evaluate, Placement
@@ -136,10 +137,15 @@ async def train_prepared(
     run: Run,
     say: Callable[[str], None],
     on_done: HowFar = _unheard,
+    *,
+    engine: Engine | None = None,
 ) -> None:
-    """``train_locally`` with what ``prepare`` gave; ``on_done`` hears of each validation."""
+    """``train_locally`` with what ``prepare`` gave; ``on_done`` hears of each validation.
+
+    ``engine`` is one that has begun to start already: see ``querl.launch.engines``.
+    """
     with prepared.learner as learner:
-        async with open_player(recipe, prepared.policy) as player:
+        async with open_player(recipe, prepared.policy, engine=engine) as player:
             say(
                 f"{len(prepared.training):,} training tasks ({prepared.left_out}), "
                 f"{len(prepared.validation):,} validation tasks "

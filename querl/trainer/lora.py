@@ -131,6 +131,15 @@ def base_of(folder: Path) -> Path:
     return base
 
 
+def adapter_rank(folder: Path) -> int:
+    """The largest rank in an adapter's folder. Raises ModelError when none is named."""
+    try:
+        named = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        return max(int(rank) for rank in (named["r"], *named.get("rank_pattern", {}).values()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder / ADAPTER_CONFIG} names no rank: {error}") from error
+
+
 def attach_adapter(model: PreTrainedModel, folder: Path) -> None:
     """Put a folder's adapter into its base model.
 

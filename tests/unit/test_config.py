@@ -112,10 +112,42 @@ def test_a_base_that_is_no_recipe_is_refused(tmp_path: Path) -> None:
 
 
 def test_settings_that_are_not_built_yet_load_and_are_refused_by_training() -> None:
-    recipe = load_recipe(None, ("engine.kind=vllm", "learner.num_gpus=8"))
+    recipe = load_recipe(None, ("engine.replicas=2", "learner.num_gpus=8"))
     assert recipe.unsupported() == [
-        "engine.kind='vllm' is not built yet",
+        "engine.replicas=2 is not built yet",
         "learner.num_gpus=8 is not built yet",
     ]
-    with pytest.raises(ConfigError, match=r"engine\.kind='vllm' is not built yet"):
+    with pytest.raises(ConfigError, match=r"engine\.replicas=2 is not built yet"):
         recipe.check_training()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (("engine.kind=openai", "engine.url=http://a"), "tells no token ids"),
+        (("engine.kind=vllm",), "set engine.placement=colocated"),
+        (("engine.placement=colocated",), "for servers"),
+        (("engine.kind=sglang", "engine.placement=separate"), "without engine.url is not built"),
+    ],
+)
+def test_engines_that_cannot_train_are_refused_with_what_to_set(
+    overrides: tuple[str, ...], complaint: str
+) -> None:
+    recipe = load_recipe(None, overrides)
+    with pytest.raises(ConfigError, match=complaint):
+        recipe.check_training()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (("engine.url=http://a",), "the hf engine is none"),
+        (("engine.options={seed=1}",), "for a server that querl starts"),
+        (("engine.kind=vllm", "engine.url=http://a", "engine.python=python3"), "leave them out"),
+    ],
+)
+def test_settings_of_a_server_where_there_is_none_are_refused(
+    overrides: tuple[str, ...], complaint: str
+) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        load_recipe(None, overrides)

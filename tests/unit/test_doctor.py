@@ -119,7 +119,8 @@ def test_a_broken_recipe_has_exit_code_2_and_one_line(tmp_path: Path) -> None:
 
 def test_what_is_missing_comes_with_the_command_that_brings_it() -> None:
     found = list(missing(load_recipe(RECIPE_FOLDER / "skyrl-sql-7b.toml")))
-    assert "engine.kind='vllm' is not built yet" in found
+    assert "engine.replicas=2 is not built yet" in found
+    assert "the package vllm, for engine.kind: pip install 'querl[vllm]'" in found
     assert any(
         line.endswith(
             "hf download Qwen/Qwen2.5-Coder-7B-Instruct --local-dir "

@@ -1,0 +1,228 @@
+"""Engines from a recipe: in this process, in a server that it starts, or in one elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import shutil
+import sys
+import tempfile
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
+
+from querl.config import SERVERS
+from querl.errors import ConfigError
+from querl.launch.local import (
+    Policy,
+    load_speaker,
+    make_env,
+    make_judge,
+    make_turn_judge,
+    model_path,
+    open_databases,
+    sql_limits,
+)
+from querl.rollout.engine import Sampling
+from querl.rollout.episode import EpisodeLimits
+from querl.rollout.hf import HfEngine
+from querl.rollout.sampler import Player
+from querl.sql.gold_cache import CachedGolds, GoldCache, default_cache_path
+from querl.trainer.lora import adapter_rank, base_of, is_adapter
+from querl.trainer.model import choose_device, choose_dtype
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from torch import Tensor
+
+    from querl.config import Recipe
+    from querl.launch.local import Speaker
+    from querl.rollout.dialect import Dialect
+    from querl.rollout.engine import Engine
+    from querl.rollout.http_engine import HttpEngine
+    from querl.rollout.server import Server
+
+LOG_FOLDER = "querl-engines"  # in the system's place for temporary files
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAdapter:
+    """Implements ``querl.rollout.dialect.Weights`` by a folder: an adapter to be evaluated."""
+
+    folder: Path
+    is_adapter: bool = True
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Its base is what the server was started with."""
+        raise NotImplementedError
+
+    def save_adapter(self, folder: Path) -> None:
+        """Copy it."""
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+
+
+@asynccontextmanager
+async def open_player(
+    recipe: Recipe, speaker: Speaker, *, engine: Engine | None = None
+) -> AsyncIterator[Player]:
+    """Everything that plays and judges episodes; closes engine and workers at the end.
+
+    ``engine`` is one that has been made already; an adapter's folder is put into a server.
+    """
+    async with open_databases(recipe) as databases:
+        cache = GoldCache(default_cache_path())
+        golds = CachedGolds(databases, cache, sql_limits(recipe))
+        if engine is None:
+            engine = make_engine(recipe, speaker)
+        path = model_path(recipe)
+        try:
+            if recipe.engine.kind in SERVERS and is_adapter(path):
+                await engine.load_weights(StoredAdapter(path), version=0)
+            yield Player(
+                make_env=make_env(recipe, databases, speaker.tokenizer),
+                engine=engine,
+                history=speaker.history,
+                judge=make_judge(recipe, databases, golds=golds),
+                turn_judge=make_turn_judge(recipe, databases),
+                sampling=Sampling(
+                    max_tokens=recipe.env.max_turn_tokens,
+                    temperature=recipe.engine.temperature,
+                    top_p=recipe.engine.top_p,
+                ),
+                limits=episode_limits(recipe),
+            )
+        finally:
+            await engine.close()
+            cache.close()
+
+
+def episode_limits(recipe: Recipe) -> EpisodeLimits:
+    """The recipe's limits in tokens and seconds."""
+    return EpisodeLimits(
+        max_prompt=recipe.env.max_prompt,
+        max_turn_tokens=recipe.env.max_turn_tokens,
+        max_input=recipe.env.max_input,
+        timeout_s=recipe.env.timeout_s,
+    )
+
+
+def make_engine(recipe: Recipe, speaker: Speaker) -> Engine:
+    """The recipe's engine for training or evaluation; a server begins when it is first needed.
+
+    Raises ConfigError for a policy that the engine cannot sample from.
+    """
+    if recipe.engine.kind in SERVERS:
+        return make_server_engine(recipe, speaker)[0]
+    assert isinstance(speaker, Policy), "the hf engine samples from a model in this process"
+    is_own = recipe.engine.placement == "separate"
+    return HfEngine(
+        copy.deepcopy(speaker.model) if is_own else speaker.model,
+        speaker.tokenizer,
+        max_batch=recipe.engine.max_batch,
+        end_ids=frozenset({speaker.history.end_id}),
+    )
+
+
+@contextmanager
+def starting_engine(recipe: Recipe) -> Iterator[Engine | None]:
+    """A server of the recipe's that begins to start now, while model and data are loaded.
+
+    None where the engine is no server. It is ended with the context, if nobody has closed it.
+    """
+    if recipe.engine.kind not in SERVERS:
+        yield None
+        return
+    engine, server = make_server_engine(recipe, load_speaker(recipe))
+    server.launch()
+    try:
+        yield engine
+    finally:
+        asyncio.run(server.close())
+
+
+def make_server_engine(recipe: Recipe, speaker: Speaker) -> tuple[HttpEngine, Server]:
+    """An engine whose server has not been launched."""
+    from querl.rollout.http_engine import HttpEngine
+    from querl.rollout.server import RemoteServer, ServerProcess
+
+    engine = recipe.engine
+    dialect = make_dialect(recipe, end_ids=_end_ids(recipe, speaker))
+    server: Server
+    if engine.url is not None:
+        server = RemoteServer(engine.url, start_timeout_s=engine.start_timeout_s)
+    else:
+        folder = Path(tempfile.gettempdir()) / LOG_FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        server = ServerProcess(
+            dialect,
+            python=engine.python or sys.executable,
+            log=Path(tempfile.mkstemp(prefix=f"{engine.kind}-", suffix=".log", dir=folder)[1]),
+            start_timeout_s=engine.start_timeout_s,
+        )
+    return (
+        HttpEngine(
+            dialect,
+            server,
+            speaker.tokenizer,
+            context=context(recipe),
+            max_batch=engine.max_batch,
+            heartbeat_s=engine.heartbeat_s,
+        ),
+        server,
+    )
+
+
+def context(recipe: Recipe) -> int:
+    """Tokens that a prompt and its completion may have together."""
+    longest = recipe.env.max_prompt if recipe.env.max_turns == 1 else recipe.env.max_input
+    return longest + recipe.env.max_turn_tokens
+
+
+def make_dialect(recipe: Recipe, *, end_ids: frozenset[int]) -> Dialect:
+    """How the recipe's server is spoken to. Raises ConfigError for a model that it cannot load."""
+    path = model_path(recipe)
+    if path.suffix == ".gguf":
+        raise ConfigError(
+            f"engine.kind={recipe.engine.kind} takes a Hugging Face folder, and model.path="
+            f"{str(path)!r} is a GGUF file: make one of it by querl export {path} --out FOLDER"
+        )
+    base = base_of(path) if is_adapter(path) else path
+    engine, lora = recipe.engine, recipe.lora
+    dtype = choose_dtype(choose_device(recipe.model.device), recipe.model.dtype)
+    settings: dict[str, Any] = {
+        "model": str(base),
+        "dtype": str(dtype).removeprefix("torch."),
+        "context": context(recipe),
+        "memory_share": engine.memory_share,
+        "max_batch": engine.max_batch,
+        "tensor_parallel": engine.tensor_parallel,
+        "rank": adapter_rank(path) if is_adapter(path) else lora.rank,
+        "end_ids": tuple(sorted(end_ids)),
+        "seed": recipe.run.seed,
+        "options": engine.options,
+    }
+    if engine.kind == "sglang":
+        from querl.rollout.sglang import Sglang, SglangSettings
+
+        return Sglang(SglangSettings(**settings))
+    from querl.rollout.vllm import Vllm, VllmSettings
+
+    return Vllm(VllmSettings(**settings, sleeps=engine.placement == "colocated"))
+
+
+def _end_ids(recipe: Recipe, speaker: Speaker) -> frozenset[int]:
+    """What ends a message of the history, and the end tokens that model and tokenizer name."""
+    path = model_path(recipe)
+    folder = base_of(path) if is_adapter(path) else path
+    named: list[object] = [speaker.tokenizer.eos_token_id]
+    if (folder / GENERATION_CONFIG_NAME).exists():
+        named.append(GenerationConfig.from_pretrained(folder).eos_token_id)
+    ends = {speaker.history.end_id}
+    for end in named:
+        ends.update(end if isinstance(end, list) else [end] if isinstance(end, int) else [])
+    return frozenset(ends)
