@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import TYPE_CHECKING
 
-from querl.rollout.stopping import StopStrings
 from querl.types import Completion, FinishReason
 
 if TYPE_CHECKING:
@@ -26,24 +26,32 @@ class Pieces:
 
     def add(self, piece: Piece, version: int) -> None:
         """Append what ``version`` has sampled."""
-        first = len(self.token_ids)
         self.token_ids += piece.token_ids
         self.logprobs += piece.logprobs
         self.versions += [version] * len(piece.token_ids)
         self.finish = piece.finish
-        if first and self._stop:
-            self._end_at_stop_over(first)
+        if self._stop and self._holds_stop(len(self.token_ids)):
+            self._end_at_first_stop()
 
-    def _end_at_stop_over(self, first: int) -> None:
-        """End where a stop string ends that began in the pieces before: no server has seen it."""
-        stops = StopStrings(self._tokenizer, self._stop, len(self._tokenizer))
-        # a token holds at least one byte of text, and a character at most four
-        reach = first + 4 * max(map(len, self._stop))
-        for end in range(first + 1, min(reach, len(self.token_ids)) + 1):
-            if stops.is_complete(self.token_ids[:end]):
-                del self.token_ids[end:], self.logprobs[end:], self.versions[end:]
-                self.finish = FinishReason.STOP
-                return
+    def _end_at_first_stop(self) -> None:
+        """End where the first stop string does.
+
+        No server has seen one over a cut, and SGLang passes over those that are spelt by more
+        tokens than they have when they are encoded.
+        """
+        end = len(self.token_ids)
+        if self._holds_stop(end - 1):
+            end = bisect_left(range(end), True, key=self._holds_stop)
+        del self.token_ids[end:], self.logprobs[end:], self.versions[end:]
+        self.finish = FinishReason.STOP
+
+    def _holds_stop(self, num_tokens: int) -> bool:
+        text = self._tokenizer.decode(
+            self.token_ids[:num_tokens],
+            skip_special_tokens=False,
+            clean_up_tokenization_spaces=False,
+        )
+        return any(stop in text for stop in self._stop)
 
     def completion(self, finish: FinishReason) -> Completion:
         """All of it."""

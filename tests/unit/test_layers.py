@@ -29,6 +29,7 @@ TORCH_FILES = (
     "algorithm/pack.py",
     "rollout/hf.py",
     "rollout/hf_batch.py",
+    "rollout/pickled.py",
 )
 TORCH_IN_FUNCTIONS = ("cli/doctor.py",)
 MAX_FILE_LINES = 400
