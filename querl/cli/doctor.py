@@ -157,7 +157,7 @@ def _too_small(taken: Needs) -> list[str]:
     if taken.num_gpus and not taken.is_gpu_assumed and taken.plan.peak > taken.gpu_bytes:
         problems.append(
             f"GPU memory: {_gib(taken.plan.peak)} of {_gib(taken.gpu_bytes)}: set "
-            "memory.checkpoint_activations, or fewer memory.tokens_per_microbatch"
+            f"{_less_memory(taken)}"
         )
     if taken.host > _memory_bytes():
         problems.append(f"memory: {_gib(taken.host)} of {_gib(_memory_bytes())} here")
@@ -168,6 +168,15 @@ def _too_small(taken: Needs) -> list[str]:
             "run.keep_checkpoints, or --out on a larger disk"
         )
     return problems
+
+
+def _less_memory(taken: Needs) -> str:
+    """What makes the part of a step that does not fit a GPU smaller."""
+    if taken.plan.while_updating > taken.gpu_bytes:
+        return "memory.checkpoint_activations, or fewer memory.tokens_per_microbatch"
+    if not taken.plan.engine_weights:  # it samples with the learner's own
+        return "a smaller engine.max_batch"
+    return f"{'' if taken.plan.leaves else 'learner.offload=all, or '}a smaller engine.memory_share"
 
 
 def _history(recipe: Recipe) -> str:

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,30 @@ def test_two_nodes_shard_the_state_sixteen_ways_and_all_of_it_leaves() -> None:
         8 * 16 * parameters / 16 + buffers + 8 * 2 * parameters, rel=0.001
     )
     assert taken.plan.while_sampling == taken.plan.sampling
+
+
+def test_the_remedy_for_a_full_gpu_is_for_what_fills_it() -> None:
+    shared = needs(load_recipe(RECIPE_FOLDER / "rl-text2sql-t4.toml"))
+    leaving = needs(load_recipe(RECIPE_FOLDER / "skyrl-sql-32b-2node.toml"))
+    staying = needs(load_recipe(RECIPE_FOLDER / "skyrl-sql-7b.toml"))
+    assert shared is not None
+    assert leaving is not None
+    assert staying is not None
+    for taken, remedy in (
+        (shared, "a smaller engine.max_batch"),
+        (leaving, "a smaller engine.memory_share"),
+        (staying, "learner.offload=all, or a smaller engine.memory_share"),
+    ):
+        full = replace(taken, is_gpu_assumed=False, gpu_bytes=2**30)
+        (problem, *_) = doctor_file._too_small(full)
+        assert problem.endswith(
+            "memory.checkpoint_activations, or fewer memory.tokens_per_microbatch"
+        )
+        cached = replace(taken.plan, activations=0, working=0, gradients=0, kv_cache=2**40)
+        (problem, *_) = doctor_file._too_small(
+            replace(full, plan=cached, gpu_bytes=cached.while_updating)
+        )
+        assert problem.endswith(f": set {remedy}")
 
 
 def test_on_the_cpu_nothing_leaves() -> None:
