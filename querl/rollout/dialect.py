@@ -31,12 +31,7 @@ class Piece:
 
 @runtime_checkable
 class Weights(Protocol):
-    """What a learner publishes: its module, and what servers with weights of their own load."""
-
-    @property
-    def module(self) -> Module:
-        """What is trained, for an engine of the same process."""
-        ...
+    """What servers, which have weights of their own, load."""
 
     @property
     def is_adapter(self) -> bool:
@@ -52,6 +47,16 @@ class Weights(Protocol):
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter as PEFT does. Only where ``is_adapter``."""
+        ...
+
+
+@runtime_checkable
+class ModuleWeights(Weights, Protocol):
+    """What a learner publishes: weights for servers, and its module for an engine beside it."""
+
+    @property
+    def module(self) -> Module:
+        """What is trained."""
         ...
 
 

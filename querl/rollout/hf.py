@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from querl.errors import EngineError
 from querl.rollout.batching import StaticBatches
+from querl.rollout.dialect import ModuleWeights
 from querl.rollout.hf_batch import GROWTH, Batch, Buffer, KeptPrefixes, different_prompts
 from querl.rollout.stopping import StopStrings
 from querl.types import Completion, FinishReason
@@ -92,6 +93,8 @@ class HfEngine:
 
     async def load_weights(self, weights: Weights, version: int) -> None:
         """Copy a module's trained weights, or, for the shared module, note that it has changed."""
+        if not isinstance(weights, ModuleWeights):
+            raise EngineError(f"the hf engine loads modules, and {type(weights).__name__} has none")
         async with self._batches.paused():
             if weights.module is not self._model:
                 self._copy_trained(weights.module)

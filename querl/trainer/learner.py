@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from querl.metrics import Metrics
-    from querl.rollout.dialect import Weights
+    from querl.rollout.dialect import ModuleWeights
     from querl.trainer.guards import Fault
     from querl.types import Sample
 
@@ -46,7 +46,7 @@ class Learner(Protocol):
         """Take the memory again: before an update, and before ``weights`` are published."""
         ...
 
-    def weights(self) -> Weights:
+    def weights(self) -> ModuleWeights:
         """A handle that every engine knows how to load."""
         ...
 

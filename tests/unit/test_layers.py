@@ -30,6 +30,8 @@ TORCH_FILES = (
     "rollout/hf.py",
     "rollout/hf_batch.py",
     "rollout/pickled.py",
+    "rollout/transfer.py",
+    "rollout/worker/querl_vllm.py",
 )
 TORCH_IN_FUNCTIONS = ("cli/doctor.py",)
 MAX_FILE_LINES = 400

@@ -1,0 +1,28 @@
+"""Settings as the flags of a command."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def as_arguments(flags: Mapping[str, Any]) -> list[str]:
+    """``{"tp_size": 2, "enable_lora": True}`` as ``--tp-size 2 --enable-lora``.
+
+    None and False are left out; a list is several words, a table JSON.
+    """
+    arguments: list[str] = []
+    for name, value in flags.items():
+        if value is None or value is False:
+            continue
+        arguments.append("--" + name.replace("_", "-"))
+        if isinstance(value, list | tuple):
+            arguments += map(str, value)
+        elif isinstance(value, dict):
+            arguments.append(json.dumps(value))
+        elif value is not True:
+            arguments.append(str(value))
+    return arguments

@@ -1,0 +1,265 @@
+"""vLLM's dialect: what is asked and understood, and weights that arrive in a server over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_policy import tiny_policy, tiny_tokenizer
+from transformers import PreTrainedModel
+
+from querl.errors import EngineError
+from querl.rollout.engine import RequestKey, Sampling
+from querl.rollout.http import Http
+from querl.rollout.http_engine import HttpEngine
+from querl.rollout.server import ServerProcess
+from querl.rollout.vllm import Vllm, VllmSettings
+from querl.trainer.lora import LoraSettings, add_adapter
+from querl.trainer.model import load_model, save_model
+from querl.trainer.weights import PublishedWeights
+from querl.types import Completion, FinishReason
+
+SERVER = Path(__file__).parents[1] / "engine_server.py"
+CONTEXT = 256
+SETTINGS = VllmSettings(model="/nowhere", dtype="bfloat16", context=CONTEXT, end_ids=(7,))
+SAMPLING = Sampling(max_tokens=12)
+KEY = RequestKey(0, 0, 0, 0, 0)
+PROMPT = tuple(tiny_tokenizer().encode("SELECT name FROM city WHERE id = 1"))
+
+
+def answer(reason: str, *tokens: tuple[int, float]) -> dict[str, Any]:
+    """As vLLM 0.26 writes it."""
+    content = [
+        {
+            "token": f"token_id:{token_id}",
+            "logprob": logprob,
+            "bytes": None,
+            "top_logprobs": [{"token": f"token_id:{token_id}", "logprob": logprob, "bytes": None}],
+        }
+        for token_id, logprob in tokens
+    ]
+    choice = {
+        "index": 0,
+        "logprobs": {"content": content},
+        "finish_reason": reason,
+        "token_ids": [token_id for token_id, _ in tokens],
+        "routed_experts": None,
+    }
+    return {"request_id": "a", "model": "m", "choices": [choice], "prompt_logprobs": None}
+
+
+def flags(command: list[str]) -> dict[str, str]:
+    """By name; those without a value are empty."""
+    found: dict[str, str] = {}
+    for word in command:
+        if word.startswith("--"):
+            found[last := word.removeprefix("--")] = ""
+        elif found:
+            found[last] = word
+    return found
+
+
+def command(**changed: Any) -> dict[str, str]:
+    return flags(list(Vllm(replace(SETTINGS, **changed)).command(python="python", port=1234)))
+
+
+def test_a_server_listens_to_this_machine_alone_and_tells_processed_logprobs() -> None:
+    found = command()
+    assert found["host"] == "127.0.0.1"
+    assert found["port"] == "1234"
+    assert found["logprobs-mode"] == "processed_logprobs"
+    assert found["generation-config"] == "vllm"
+    assert found["max-model-len"] == str(CONTEXT)
+    assert {"enable-sleep-mode", "enable-prefix-caching"} <= found.keys()
+    assert not {"enable-lora", "quantization"} & found.keys()
+
+
+def test_options_win_over_ours_and_false_leaves_a_flag_out() -> None:
+    options = {
+        "max_model_len": 99,
+        "enable_sleep_mode": False,
+        "enforce_eager": True,
+        "compilation_config": {"level": 0},
+    }
+    found = command(options=options)
+    assert found["max-model-len"] == "99"
+    assert "enable-sleep-mode" not in found
+    assert found["enforce-eager"] == ""
+    assert json.loads(found["compilation-config"]) == {"level": 0}
+
+
+def test_a_rank_is_rounded_up_to_one_that_vllm_takes() -> None:
+    assert command(rank=24)["max-lora-rank"] == "32"
+    assert command(rank=64)["max-lora-rank"] == "64"
+    with pytest.raises(EngineError, match=r"lora\.rank=513.*set a smaller"):
+        command(rank=513)
+
+
+def test_nothing_is_left_to_defaults_that_change_the_distribution() -> None:
+    sampling = Sampling(max_tokens=5, temperature=0.7, top_p=0.9, stop=("</sql>",))
+    route, body = Vllm(SETTINGS).request((1, 2), sampling, seed=2**63 + 3)
+    asked = body["sampling_params"]
+    assert route == "/inference/v1/generate"
+    assert body["token_ids"] == [1, 2]
+    assert "model" not in body
+    assert (asked["temperature"], asked["top_p"], asked["max_tokens"]) == (0.7, 0.9, 5)
+    assert (asked["top_k"], asked["min_p"], asked["repetition_penalty"]) == (0, 0.0, 1.0)
+    assert (asked["stop"], asked["include_stop_str_in_output"]) == (["</sql>"], True)
+    assert asked["skip_special_tokens"] is False
+    assert asked["logprobs"] == 0
+    assert asked["ignore_eos"] is True
+    assert asked["seed"] == 3
+
+
+def test_end_tokens_are_ours_and_those_of_the_models_folder(tmp_path: Path) -> None:
+    tiny_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"eos_token_id": 3}')
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [5, 3]}')
+    dialect = Vllm(replace(SETTINGS, model=str(tmp_path)))
+    asked = dialect.request((1,), SAMPLING, seed=0)[1]["sampling_params"]
+    own = tiny_tokenizer().eos_token_id
+    assert asked["stop_token_ids"] == sorted({3, 5, 7, own})
+    assert dialect.piece(answer("stop", (9, -1.0), (5, -0.5))).finish is FinishReason.END
+
+
+@pytest.mark.parametrize(
+    ("reason", "last", "finish"),
+    [
+        ("stop", 7, FinishReason.END),
+        ("stop", 8, FinishReason.STOP),
+        ("length", 8, FinishReason.LENGTH),
+        ("abort", 8, None),
+    ],
+)
+def test_an_end_token_a_stop_string_the_limit_and_a_cut_are_told_apart(
+    reason: str, last: int, finish: FinishReason | None
+) -> None:
+    piece = Vllm(SETTINGS).piece(answer(reason, (4, -0.25), (last, -1.5)))
+    assert piece.token_ids == (4, last)
+    assert piece.logprobs == (-0.25, -1.5)
+    assert piece.finish is finish
+
+
+def test_a_request_that_was_cut_while_it_waited_has_said_nothing() -> None:
+    piece = Vllm(SETTINGS).piece(answer("abort"))
+    assert piece.token_ids == piece.logprobs == ()
+    assert piece.finish is None
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        (answer("stop", (4, -9999.0)), "weights are broken"),
+        (answer("error", (4, -1.0)), "ended by 'error'"),
+    ],
+)
+def test_a_broken_answer_is_an_error(broken: dict[str, Any], words: str) -> None:
+    with pytest.raises(EngineError, match=words):
+        Vllm(SETTINGS).piece(broken)
+
+
+class Small(Vllm):
+    """Starts the small server of the tests with the flags that vLLM itself would get."""
+
+    def command(self, *, python: str, port: int) -> list[str]:
+        _, _, _, *ours = super().command(python=python, port=port)
+        return [python, str(SERVER), *ours]
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    save_model(tiny_policy(), tiny_tokenizer(), tmp_path / "base")
+    return tmp_path / "base"
+
+
+def playing(base: Path, play: Callable[[HttpEngine], Awaitable[None]], *, rank: int = 0) -> None:
+    settings = VllmSettings(model=str(base), dtype="float32", context=CONTEXT, rank=rank)
+    dialect = Small(settings)
+    process = ServerProcess(dialect, python=sys.executable, log=base.parent / "log")
+    engine = HttpEngine(dialect, process, tiny_tokenizer(), context=CONTEXT)
+
+    async def go() -> None:
+        try:
+            await play(engine)
+        finally:
+            await engine.close()
+
+    asyncio.run(asyncio.wait_for(go(), timeout=120))
+
+
+def expected(model: PreTrainedModel, completion: Completion) -> list[float]:
+    """Log-probs of what was sampled, by a plain forward pass."""
+    ids = torch.tensor([PROMPT + completion.token_ids])
+    with torch.no_grad():
+        logprobs = model(ids).logits[0, len(PROMPT) - 1 : -1].log_softmax(-1)
+    return logprobs.gather(-1, ids[0, len(PROMPT) :, None])[:, 0].tolist()
+
+
+def test_all_weights_arrive_and_nothing_of_the_old_ones_stays(base: Path) -> None:
+    old, new = tiny_policy(), tiny_policy(seed=1)
+
+    async def play(engine: HttpEngine) -> None:
+        first = await engine.generate(PROMPT, SAMPLING, KEY)
+        assert first.logprobs == pytest.approx(expected(old, first), abs=1e-5)
+        await engine.load_weights(PublishedWeights(new), 1)
+        second = await engine.generate(PROMPT, SAMPLING, KEY)
+        assert second.versions == (1,) * len(second.token_ids)
+        assert second.logprobs == pytest.approx(expected(new, second), abs=1e-5)
+
+    playing(base, play)
+
+
+def test_weights_that_slept_are_loaded_again(base: Path) -> None:
+    new = tiny_policy(seed=1)
+
+    async def play(engine: HttpEngine) -> None:
+        await engine.load_weights(PublishedWeights(new), 1)
+        await engine.sleep()
+        with torch.no_grad():
+            new.get_input_embeddings().weight.mul_(1.5)
+        await engine.load_weights(PublishedWeights(new), 2)
+        await engine.wake()
+        found = await engine.generate(PROMPT, SAMPLING, KEY)
+        assert found.logprobs == pytest.approx(expected(new, found), abs=1e-5)
+
+    playing(base, play)
+
+
+def test_each_version_of_an_adapter_samples_for_itself(base: Path) -> None:
+    model = load_model(base, device=torch.device("cpu"))
+    add_adapter(model, LoraSettings(rank=2), base=base)
+
+    async def play(engine: HttpEngine) -> None:
+        before = await engine.generate(PROMPT, SAMPLING, KEY)
+        for version in (1, 2):
+            torch.manual_seed(version)
+            with torch.no_grad():
+                for name, weight in model.named_parameters():
+                    if "lora_B" in name:
+                        weight.normal_(std=0.5)
+            await engine.sleep()
+            await engine.load_weights(PublishedWeights(model), version)
+            await engine.wake()
+            found = await engine.generate(PROMPT, SAMPLING, KEY)
+            assert found.versions == (version,) * len(found.token_ids)
+            assert found.logprobs == pytest.approx(expected(model, found), abs=1e-5)
+            assert found.logprobs != pytest.approx(before.logprobs, abs=1e-2)
+
+    playing(base, play, rank=2)
+
+
+def test_a_server_that_keeps_what_it_had_computed_is_not_sampled_from() -> None:
+    class Keeping(Http):
+        async def post(self, route: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+            return {"success": False} if route == "/reset_prefix_cache" else {}
+
+    load = Vllm(SETTINGS).load(Keeping("http://nowhere"), PublishedWeights(tiny_policy()))
+    with pytest.raises(EngineError, match="kept what it had computed"):
+        asyncio.run(load)
