@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
 import shutil
 import sqlite3
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -45,13 +47,23 @@ def doctor(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings to change: section.key=value ...")
     ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="Start this engine (hf, vllm, sglang) and hold it to its contract."),
+    ] = None,
 ) -> None:
     """Look at this machine; with a recipe, say what is missing to run it.
 
-    Exit code 0: ready; 1: something is missing here; 2: the recipe is broken.
+    Exit code 0: ready; 1: something is missing here, or the engine breaks a promise; 2: the recipe
+    is broken.
 
     Example: querl doctor recipes/demo.toml
+
+    Example: querl doctor --engine vllm
     """
+    if engine is not None:
+        _check_engine(Console(highlight=False), recipe, engine, overrides or ())
+        return
     console = Console(highlight=False)
     settings = load_recipe(recipe, tuple(overrides or ())) if recipe is not None else None
     console.print(_machine())
@@ -62,6 +74,29 @@ def doctor(
         console.print(f"missing: {problem}", markup=False, soft_wrap=True)
     console.print("ready" if not missing else f"{len(missing)} missing")
     if missing:
+        raise typer.Exit(1)
+
+
+def _check_engine(
+    console: Console, recipe: Path | None, kind: str, overrides: Sequence[str]
+) -> None:
+    """A line a promise. Exits with 1 where one is broken."""
+    placement = "shared" if kind == "hf" else "colocated"
+    chosen = (f"engine.kind={kind}", f"engine.placement={placement}")
+    settings = load_recipe(recipe, (*chosen, *overrides))
+    settings.check_training()
+    from querl.launch.engine_check import check_engine
+
+    async def go() -> int:
+        num_broken = 0
+        async for finding in check_engine(settings):
+            num_broken += not finding.is_kept
+            word = "kept  " if finding.is_kept else "BROKEN"
+            line = f"{word}  {finding.promise}: {finding.seen}"
+            console.print(line, markup=False, soft_wrap=True)
+        return num_broken
+
+    if asyncio.run(go()):
         raise typer.Exit(1)
 
 

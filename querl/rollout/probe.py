@@ -66,7 +66,7 @@ class Probe:
             *(self._engine.generate(self._prompt_ids, self._sampling, key) for key in keys)
         )
         self._asked = Answer(
-            samples=tuple(self._sample(completion) for completion in completions),
+            samples=tuple(sample_of(self._prompt_ids, completion) for completion in completions),
             logprobs=tuple(completion.logprobs for completion in completions),
         )
 
@@ -103,19 +103,19 @@ class Probe:
         self._last = asked, now
         return metrics
 
-    def _sample(self, completion: Completion) -> Sample:
-        num_prompt, num_sampled = len(self._prompt_ids), len(completion.token_ids)
-        nothing = (0.0,) * num_prompt
-        return Sample(
-            group_id=0,
-            num_prompt_tokens=num_prompt,
-            token_ids=self._prompt_ids + completion.token_ids,
-            loss_mask=(False,) * num_prompt + (True,) * num_sampled,
-            sampled_logprobs=nothing + completion.logprobs,
-            advantages=(0.0,) * (num_prompt + num_sampled),
-            # not the version: an answer is compared with that of another
-            versions=(0,) * (num_prompt + num_sampled),
-        )
+
+def sample_of(prompt_ids: tuple[int, ...], completion: Completion) -> Sample:
+    """What a learner computes log-probs of; its versions are 0, so that two can be compared."""
+    num_prompt, num_sampled = len(prompt_ids), len(completion.token_ids)
+    return Sample(
+        group_id=0,
+        num_prompt_tokens=num_prompt,
+        token_ids=prompt_ids + completion.token_ids,
+        loss_mask=(False,) * num_prompt + (True,) * num_sampled,
+        sampled_logprobs=(0.0,) * num_prompt + completion.logprobs,
+        advantages=(0.0,) * (num_prompt + num_sampled),
+        versions=(0,) * (num_prompt + num_sampled),
+    )
 
 
 def mean_distance(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> float:
