@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
@@ -33,6 +34,7 @@ from spider_work import first_tasks, read_recipe
 from step_limits import Rates, Tokens, count_tokens, limits_s, measure_rates
 
 from querl import records
+from querl.launch.engines import starting_engine
 from querl.launch.local import model_path
 from querl.launch.training import prepare, train_prepared
 from querl.run import Run
@@ -61,8 +63,11 @@ class Lines:
 class Watch:
     """Implements ``querl.run.Watcher``: a line a step."""
 
-    def __init__(self, lines: Lines, run: Path, shape: DecoderShape, rates: Rates) -> None:
+    def __init__(
+        self, lines: Lines, run: Path, shape: DecoderShape, rates: Rates, started: float
+    ) -> None:
         self._lines = lines
+        self._started = started
         self._records = run / "records"
         self._shape = shape
         self._rates = rates
@@ -87,8 +92,9 @@ class Watch:
             metrics=values,
         )
 
-    def evaluated(self, step: int, summary: dict[str, Any]) -> None:
-        """Nothing is learnt from one question."""
+    def evaluated(self, step: int, summary: dict[str, Any]) -> None:  # noqa: ARG002
+        """One question says nothing of the model; the first time, that the engine is up."""
+        self._lines.write(what="validated", step=step, seconds=time.perf_counter() - self._started)
 
     def say(self, text: str) -> None:
         """What the run tells a person."""
@@ -130,7 +136,7 @@ def describe_step(values: dict[str, float], tokens: Tokens) -> dict[str, Any]:
     }
 
 
-async def measure(args: argparse.Namespace) -> None:
+def measure(args: argparse.Namespace) -> None:
     """Train, and write what each step tells."""
     recipe = read_recipe(args.recipe, args.overrides, num_steps=args.steps)
     shape = shape_of(model_path(recipe))
@@ -147,11 +153,14 @@ async def measure(args: argparse.Namespace) -> None:
         copy_gb_per_s=rates.bytes / 1e9,
         overrides=args.overrides,
     )
-    prepared = await prepare(recipe)
-    prepared = replace(prepared, training=first_tasks(recipe, prepared.training))
-    watch = Watch(lines, args.run, shape, rates)
-    with WithoutCheckpoints(args.run, recipe, watch, fresh=True) as run:
-        await train_prepared(recipe, prepared, run, watch.say)
+    started = time.perf_counter()
+    with starting_engine(recipe) as engine:
+        prepared = asyncio.run(prepare(recipe))
+        prepared = replace(prepared, training=first_tasks(recipe, prepared.training))
+        lines.write(what="prepared", seconds=time.perf_counter() - started)
+        watch = Watch(lines, args.run, shape, rates, started)
+        with WithoutCheckpoints(args.run, recipe, watch, fresh=True) as run:
+            asyncio.run(train_prepared(recipe, prepared, run, watch.say, engine=engine))
 
 
 def table(path: Path, *, warm_up: int) -> str:
@@ -215,7 +224,7 @@ def main() -> None:
         return
     if not args.run or not args.out:
         parser.error("--run and --out are needed")
-    asyncio.run(measure(args))
+    measure(args)
     print(table(args.out, warm_up=args.warm_up))
 
 
