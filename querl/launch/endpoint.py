@@ -7,47 +7,20 @@ import importlib.util
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from querl.errors import ConfigError
-from querl.launch.engines import episode_limits
-from querl.launch.local import (
-    TINY,
-    make_env,
-    make_judge,
-    make_turn_judge,
-    open_databases,
-    sql_limits,
-)
-from querl.rollout.engine import Sampling
+from querl.launch.engines import player_of
+from querl.launch.local import TINY
 from querl.rollout.messages import MessageIds, message_history
-from querl.rollout.sampler import Player
-from querl.sql.gold_cache import CachedGolds, GoldCache, default_cache_path
 
 if TYPE_CHECKING:
     from querl.config import Recipe
-    from querl.rollout.engine import RequestKey
-    from querl.types import Judgement, Task, Trajectory
+    from querl.rollout.sampler import Player
 
 KEY_VARIABLE = "OPENAI_API_KEY"  # never in a recipe: recipes are written into folders of runs
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FewAtATime(Player):
-    """A player of as many episodes at a time as ``places`` has room for.
-
-    The others wait before they begin, so that no deadline runs while an endpoint is kept busy by
-    those before them.
-    """
-
-    places: asyncio.Semaphore
-
-    async def play(self, task: Task, key: RequestKey) -> tuple[Trajectory, Judgement]:
-        """One episode and what the judge made of it, when its turn has come."""
-        async with self.places:
-            return await Player.play(self, task, key)
 
 
 def check_endpoint(recipe: Recipe) -> str:
@@ -75,7 +48,7 @@ def check_endpoint(recipe: Recipe) -> str:
 async def open_endpoint(recipe: Recipe, say: Callable[[str], None]) -> AsyncIterator[Player]:
     """Everything that plays and judges episodes at ``engine.url``; closes it all at the end.
 
-    ``engine.max_batch`` episodes play at a time, and an answer may take ``start_timeout_s``, since
+    ``engine.max_batch`` episodes play at a time. An answer may take ``start_timeout_s``, since
     some endpoints load their model at the first question. ``say`` hears what the endpoint refuses.
     Raises ConfigError for a recipe that cannot be played at an endpoint.
     """
@@ -92,24 +65,5 @@ async def open_endpoint(recipe: Recipe, say: Callable[[str], None]) -> AsyncIter
         timeout_s=recipe.engine.start_timeout_s,
         say=say,
     )
-    async with open_databases(recipe) as databases:
-        cache = GoldCache(default_cache_path())
-        golds = CachedGolds(databases, cache, sql_limits(recipe))
-        try:
-            yield FewAtATime(
-                make_env=make_env(recipe, databases, None),
-                engine=engine,
-                history=history,
-                judge=make_judge(recipe, databases, golds=golds),
-                turn_judge=make_turn_judge(recipe, databases),
-                sampling=Sampling(
-                    max_tokens=recipe.env.max_turn_tokens,
-                    temperature=recipe.engine.temperature,
-                    top_p=recipe.engine.top_p,
-                ),
-                limits=episode_limits(recipe),
-                places=asyncio.Semaphore(recipe.engine.max_batch),
-            )
-        finally:
-            await engine.close()
-            cache.close()
+    async with player_of(recipe, engine, history, None) as player:
+        yield replace(player, places=asyncio.Semaphore(recipe.engine.max_batch))

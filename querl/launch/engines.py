@@ -39,11 +39,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
     from querl.config import Recipe
     from querl.launch.local import Speaker
     from querl.rollout.dialect import Dialect
     from querl.rollout.engine import Engine
+    from querl.rollout.history import History
     from querl.rollout.http_engine import HttpEngine
     from querl.rollout.server import Server
 
@@ -74,19 +76,28 @@ async def open_player(
 
     ``engine`` is one that has been made already; an adapter's folder is put into a server.
     """
+    if engine is None:
+        engine = make_engine(recipe, speaker)
+    async with player_of(recipe, engine, speaker.history, speaker.tokenizer) as player:
+        path = model_path(recipe)
+        if recipe.engine.kind in SERVERS and is_adapter(path):
+            await engine.load_weights(StoredAdapter(path), version=0)
+        yield player
+
+
+@asynccontextmanager
+async def player_of(
+    recipe: Recipe, engine: Engine, history: History, tokenizer: PreTrainedTokenizerBase | None
+) -> AsyncIterator[Player]:
+    """The recipe's environment and judge round an engine, which is closed at the end."""
     async with open_databases(recipe) as databases:
         cache = GoldCache(default_cache_path())
         golds = CachedGolds(databases, cache, sql_limits(recipe))
-        if engine is None:
-            engine = make_engine(recipe, speaker)
-        path = model_path(recipe)
         try:
-            if recipe.engine.kind in SERVERS and is_adapter(path):
-                await engine.load_weights(StoredAdapter(path), version=0)
             yield Player(
-                make_env=make_env(recipe, databases, speaker.tokenizer),
+                make_env=make_env(recipe, databases, tokenizer),
                 engine=engine,
-                history=speaker.history,
+                history=history,
                 judge=make_judge(recipe, databases, golds=golds),
                 turn_judge=make_turn_judge(recipe, databases),
                 sampling=Sampling(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 from zlib import crc32
@@ -28,7 +29,11 @@ EVALUATION_GROUP = -1  # group ids count from 0, so that no key of a run is met 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Player:
-    """Everything that one episode needs; ``make_env`` gives a fresh environment for each."""
+    """Everything that one episode needs; ``make_env`` gives a fresh environment for each.
+
+    An episode begins when it has entered ``places``; a semaphore lets few play at a time, so that
+    no deadline of theirs runs while they wait for those before them.
+    """
 
     make_env: Callable[[], Environment]
     engine: Engine
@@ -37,18 +42,20 @@ class Player:
     sampling: Sampling
     limits: EpisodeLimits
     turn_judge: TurnJudge | None = None  # where turns are paid for what only executions tell
+    places: AbstractAsyncContextManager[None] = field(default_factory=nullcontext)
 
     async def play(self, task: Task, key: RequestKey) -> tuple[Trajectory, Judgement]:
         """One episode and what the judge made of it."""
-        trajectory = await run_episode(
-            self.make_env(),
-            self.engine,
-            self.history,
-            task=task,
-            sampling=self.sampling,
-            limits=self.limits,
-            key=key,
-        )
+        async with self.places:
+            trajectory = await run_episode(
+                self.make_env(),
+                self.engine,
+                self.history,
+                task=task,
+                sampling=self.sampling,
+                limits=self.limits,
+                key=key,
+            )
         return trajectory, await judge_trajectory(self.judge, task, trajectory)
 
     def greedy(self) -> Player:
