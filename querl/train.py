@@ -169,7 +169,7 @@ def describe(
             if is_right:
                 metrics.add_mean("rollout/wins_used_tool", used_tool)
             metrics.add_mean("rollout/turns", len(trajectory.turns))
-            metrics.add_max("rollout/slowest_s", trajectory.seconds)
+            metrics.add_max("time/slowest_episode_s", trajectory.seconds)
             metrics.add_mean("rollout/failed", trajectory.stop is StopReason.FAILED)
             metrics.add_mean(
                 "rollout/truncated",
