@@ -148,6 +148,9 @@ def _check(console: Console, recipe: Recipe) -> list[str]:
     from querl.launch.needs import missing, needs
 
     problems = list(missing(recipe))
+    if recipe.engine.kind == "openai":
+        console.print("the model: at an endpoint; it takes nothing here", markup=False)
+        return problems
     try:
         taken = needs(with_rows(recipe))
         if taken is None:

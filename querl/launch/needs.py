@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 
 from querl.config import SERVERS
 from querl.data.get import SOURCES
-from querl.errors import QuerlError
+from querl.errors import ConfigError, QuerlError
+from querl.launch.endpoint import check_endpoint
 from querl.launch.local import load_reward_suite, make_history, model_path
 from querl.launch.tasks import choose_tasks
 from querl.loggers import missing_loggers
@@ -166,7 +167,7 @@ def _missing_packages(recipe: Recipe) -> Iterator[str]:
     is_started_here = kind in SERVERS and engine.url is None and engine.python is None
     if is_started_here and importlib.util.find_spec(kind) is None:
         yield f"the package {kind}, for engine.kind: pip install 'querl[{kind}]'"
-    if kind != "hf" and importlib.util.find_spec("aiohttp") is None:
+    if kind in SERVERS and importlib.util.find_spec("aiohttp") is None:
         yield "the package aiohttp, for engine.kind: pip install 'querl[openai]'"
     has_4_or_8_bits = recipe.lora.quantise != "none" or recipe.optimizer.kind == "adamw8bit"
     if has_4_or_8_bits and importlib.util.find_spec("bitsandbytes") is None:
@@ -190,6 +191,12 @@ def _missing_gpus(recipe: Recipe) -> Iterator[str]:
 
 
 def _missing_model(recipe: Recipe) -> Iterator[str]:
+    if recipe.engine.kind == "openai":
+        try:
+            check_endpoint(recipe)
+        except ConfigError as error:
+            yield str(error)
+        return
     path = model_path(recipe)
     if not path.exists():
         name = published_name(path)

@@ -249,3 +249,12 @@ def test_an_endpoint_that_wants_a_key_names_the_variable(
         code, out, _ = querl(*arguments)
     assert code == 0
     assert "sk-right" not in out
+
+
+def test_the_doctor_looks_for_no_model_here(querl: Querl) -> None:
+    at_endpoint = ("doctor", ROOT / "recipes" / "demo.toml", "engine.kind=openai")
+    code, out, _ = querl(*at_endpoint, "engine.url=http://127.0.0.1:1/v1", "model.path=parrot")
+    assert (code, out.rstrip().splitlines()[-1]) == (0, "ready")
+    code, out, _ = querl(*at_endpoint, "model.path=parrot")
+    assert code == 1
+    assert "missing: engine.kind=openai needs an endpoint: set engine.url" in out
