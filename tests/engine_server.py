@@ -6,13 +6,16 @@ It takes the flags that vLLM would be started with, and computes as vLLM does wh
 been bitten: what is cached of prefixes outlives new weights, a sampler's numbers begin anew with
 each request, and discarded weights are no numbers. Three flags more are for faults: it ends at the
 ``--dies-at``-th request, answers each one after ``--seconds-a-token``, and runs out of memory for
-prompts longer than ``--memory`` tokens, as vLLM does: a refusal, and then it is gone.
+prompts longer than ``--memory`` tokens, as vLLM does: a refusal, and then it is gone. Weights come
+by querl's own worker extension, as in vLLM.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
+import json
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +24,6 @@ from typing import Any
 import torch
 from aiohttp import web
 from peft import PeftModel
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -38,7 +40,7 @@ class Server:
         self.kept: dict[str, Tensor] = {}  # weights in host memory
         self.adapter: str | None = None
         self.asleep: set[str] = set()
-        self.is_updating = False
+        self.buffer: Tensor | None = None  # the learner's, while weights are loaded
         self.cached: dict[tuple[str | None, tuple[int, ...]], Tensor] = {}
         self.running: set[asyncio.Event] = set()  # set where a request is to be cut
         self.is_paused = False
@@ -54,7 +56,7 @@ class Server:
         params, prompt, model = body["sampling_params"], tuple(body["token_ids"]), body.get("model")
         self.num_requests += 1
         if self.num_requests == self.flags.dies_at:
-            _die("died at its request, as it was told to")
+            _die("it was told to die at this request")
         if len(prompt) > self.flags.memory:
             asyncio.get_running_loop().call_later(0.2, _die, "torch.OutOfMemoryError: CUDA")
             return _refusal(OUT_OF_MEMORY, status=500)
@@ -64,7 +66,7 @@ class Server:
             return _refusal(f"The model `{model}` does not exist.", status=404)
         async with self.changed:
             await self.changed.wait_for(lambda: not self.is_paused)
-        if self.asleep or self.is_updating:
+        if self.asleep or self.buffer is not None:
             _die("a request ran without weights or cache")
         cut = asyncio.Event()
         self.running.add(cut)
@@ -100,11 +102,13 @@ class Server:
         return {"index": 0, "logprobs": content, "finish_reason": finish, "token_ids": said}
 
     def _is_stopped(self, said: list[int], params: dict[str, Any]) -> bool:
-        if said[-1] in (self.tokenizer.eos_token_id, *params.get("stop_token_ids", ())):
+        assert params["ignore_eos"]
+        assert params["include_stop_str_in_output"]
+        if said[-1] in params["stop_token_ids"]:
             return True
         text = self.tokenizer.decode(said)
         assert isinstance(text, str)
-        return any(stop in text for stop in params.get("stop", ()))
+        return any(stop in text for stop in params["stop"])
 
     @torch.no_grad()
     def _logits(self, ids: tuple[int, ...], is_adapted: bool) -> Tensor:
@@ -170,25 +174,25 @@ class Server:
             if ".lora_" not in name
         ]
 
-    async def start_update(self, request: web.Request) -> web.Response:
+    async def collective_rpc(self, request: web.Request) -> web.Response:
+        """What querl's own extension does in vLLM's workers, with its hands on the buffer."""
+        body = await request.json()
         if not self.is_paused or self.running or "weights" in self.asleep:
             _die("weights were loaded into what runs or sleeps")
-        self.is_updating = True
-        return web.json_response({"message": "Weight update started"})
-
-    async def update(self, request: web.Request) -> web.Response:
-        assert self.is_updating
-        info = (await request.json())["update_info"]
-        weights = dict(self._weights())
-        for name, tensor in load_file(info["file"]).items():
-            if name not in weights:
-                return _refusal(f"KeyError: {name}", status=500)
-            weights[name].copy_(tensor)
-        return web.json_response({"message": "Weights updated"})
-
-    async def finish_update(self, request: web.Request) -> web.Response:
-        self.is_updating = False
-        return web.json_response({"message": "Weight update finished"})
+        extension = importlib.import_module(self.flags.worker_extension_cls.split(".")[0])
+        if body["method"] == "querl_begin":
+            address = json.loads(body["args"][0])
+            self.buffer = extension.see_buffer(address, torch.device("cpu"))
+        elif body["method"] == "querl_finish":
+            self.buffer = None
+        else:
+            contents = json.loads(body["args"][0])
+            weights = dict(self._weights())
+            for name, found in extension.copied_tensors(self.buffer, contents, torch.device("cpu")):
+                if name not in weights:
+                    return _refusal(f"KeyError: {name}", status=500)
+                weights[name].copy_(found)
+        return web.json_response({"results": [None]})
 
     async def reset_prefix_cache(self, request: web.Request) -> web.Response:
         if not self.running:
@@ -213,7 +217,7 @@ def _draw(logits: Tensor, params: dict[str, Any], dice: torch.Generator) -> tupl
         return token_id, float(logits.log_softmax(-1)[token_id])
     logprobs = (logits / params["temperature"]).log_softmax(-1)
     ranked, order = logprobs.sort(descending=True)
-    is_cut = ranked.exp().cumsum(-1) - ranked.exp() >= params.get("top_p", 1.0)
+    is_cut = ranked.exp().cumsum(-1) - ranked.exp() >= params["top_p"]
     logprobs[order[is_cut & (torch.arange(len(order)) > 0)]] = -torch.inf
     logprobs = logprobs.log_softmax(-1)
     token_id = int(torch.multinomial(logprobs.exp(), 1, generator=dice))
@@ -236,6 +240,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--served-model-name")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--max-model-len", type=int, required=True)
+    parser.add_argument("--worker-extension-cls")
     parser.add_argument("--enable-lora", action="store_true")
     parser.add_argument("--enable-sleep-mode", action="store_true")
     parser.add_argument("--dies-at", type=int)
@@ -256,10 +261,7 @@ def main() -> None:
         "/resume": server.resume,
         "/sleep": server.sleep,
         "/wake_up": server.wake_up,
-        "/init_weight_transfer_engine": server.health,
-        "/start_weight_update": server.start_update,
-        "/update_weights": server.update,
-        "/finish_weight_update": server.finish_update,
+        "/collective_rpc": server.collective_rpc,
         "/reset_prefix_cache": server.reset_prefix_cache,
         "/v1/load_lora_adapter": server.load_adapter,
     }.items():
