@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from querl.errors import EngineError
-from querl.rollout.dialect import Weights
 from querl.rollout.engine import Sampling
 from querl.rollout.http import Http, Overdue, Refused, ServerGone
 from querl.rollout.noise import seed
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
-    from querl.rollout.dialect import Dialect, Piece
+    from querl.rollout.dialect import Dialect, Piece, Weights
     from querl.rollout.engine import RequestKey
     from querl.rollout.server import Server
 
@@ -124,13 +123,8 @@ class HttpEngine:
     def leave(self, num_episodes: int) -> None:
         """As ``enter``."""
 
-    async def load_weights(self, weights: object, version: int) -> None:
+    async def load_weights(self, weights: Weights, version: int) -> None:
         """Cut what runs, load, and go on with what was cut. Asleep, the cache stays given back."""
-        if not isinstance(weights, Weights):
-            raise EngineError(
-                f"the {self._dialect.name} engine loads what a learner publishes, "
-                f"not {type(weights).__name__}"
-            )
         async with self._changing() as http:
             self._weights, self._version = weights, version
             await self._take_weights_back(http)
