@@ -181,7 +181,7 @@ def describe(
                 metrics.add_sum("rollout/generated_tokens", len(turn.completion.token_ids))
                 metrics.add_sum("rollout/prompt_tokens", len(turn.prompt_ids))
                 if turn.result is not None:
-                    metrics.add_sum("rollout/sql_s", turn.result.seconds)
+                    metrics.add_sum("time/sql_s", turn.result.seconds)
     for reason in LeftOut:
         metrics.add_sum(f"left_out/{reason}", left_out[reason])
     return metrics
