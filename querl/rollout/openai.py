@@ -39,6 +39,8 @@ class OpenAiEngine:
     ``say`` hears, once each, what the endpoint refuses and so is left out.
     """
 
+    num_restarts = 0  # there is no server of ours that could end
+
     def __init__(
         self,
         url: str,
@@ -151,14 +153,15 @@ class OpenAiEngine:
                     raise
                 empty = said_by_refusal(error.text) if error.status in _REFUSED else None
                 if empty is not None:
-                    self._tell_once(f"a refused prompt counts as unanswered: {self._shown(error)}")
+                    note = f"a refused prompt counts as unanswered: {self._shown(error)}"
+                    self._tell_once(f"prompt {empty.finish}", note)
                     return empty
                 changed = manner.after(error.text) if error.status in _REFUSED else None
                 if changed is None:
                     raise EngineError(self._cannot(error)) from None
                 if self._manner == manner:  # nobody has learnt it meanwhile
                     for name in changed.left_out - manner.left_out:
-                        self._tell_once(f"the endpoint refuses {name}: its own default holds")
+                        self._tell_once(name, f"the endpoint refuses {name}: its own default holds")
                     self._manner = changed
             else:
                 if not answer and not self._may_lose:
@@ -189,7 +192,7 @@ class OpenAiEngine:
         short = " ".join(text.split())[:MOST_SHOWN]
         return f"{self._http.url}{ROUTE} refused ({error.status}): {short}"
 
-    def _tell_once(self, note: str) -> None:
-        if note not in self._told:
-            self._told.add(note)
+    def _tell_once(self, what: str, note: str) -> None:
+        if what not in self._told:
+            self._told.add(what)
             self._say(note)

@@ -195,14 +195,20 @@ def test_a_filter_and_a_full_context_are_empty_turns() -> None:
     async def strict(asked: Asked) -> web.Response:
         if asked.prompt == "bomb":
             return refusal(400, "no", code="content_filter")
-        if asked.prompt == "long":
-            return refusal(400, "maximum context length is 9 tokens")
+        if asked.prompt.startswith("long"):
+            return refusal(400, f"maximum context length is 9 tokens: {asked.prompt}")
         return chat(None, "content_filter")
 
-    spoken, asked = served(strict, "bomb", "long", "rude")
-    assert spoken.texts == ["", "", ""]
-    assert spoken.finishes == [FinishReason.END, FinishReason.LENGTH, FinishReason.END]
-    assert len(asked) == 3
+    spoken, asked = served(strict, "bomb", "long", "longer", "rude")
+    assert spoken.texts == [""] * 4
+    assert spoken.finishes == [
+        FinishReason.END,
+        FinishReason.LENGTH,
+        FinishReason.LENGTH,
+        FinishReason.END,
+    ]
+    assert len(asked) == 4
+    assert len(spoken.notes) == 2  # one of the filter, one of the context
 
 
 @pytest.mark.parametrize(
