@@ -38,10 +38,10 @@ def buckets(
 
 
 def reachable(
-    tensors: Iterable[tuple[str, Tensor]], *, shares_gpus: bool
+    tensors: Iterable[tuple[str, Tensor]], *, shares_memory: bool
 ) -> list[tuple[str, Tensor]]:
     """Where handles to them can be given, or where they can be sent by value, if none can."""
-    if not shares_gpus:
+    if not shares_memory:
         return [(name, tensor.cpu()) for name, tensor in tensors]
     if not torch.cuda.is_available():
         return list(tensors)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from querl.errors import ConfigError, EngineError
 from querl.rollout.dialect import Piece
+from querl.rollout.flags import as_arguments
 from querl.types import FinishReason
 
 if TYPE_CHECKING:
@@ -35,8 +36,9 @@ class SglangSettings:
     ``context`` counts tokens of prompt and completion. ``memory_share`` is of what is free on the
     GPU when the server starts: weights and cache. ``rank`` > 0 serves an adapter of at most that
     rank, on the layers that ``targets`` names. ``end_ids`` end a completion beside the model's own.
-    A server that ``shares_gpus`` reads weights where they lie; others get them in the request.
-    ``options`` are flags by their names, and win over ours; False leaves one out.
+    ``sleeps`` where the learner computes on the same GPUs. A server of the same machine, which
+    ``shares_memory``, reads weights where they lie; others get them in the request. ``options`` are
+    flags by their names, and win over ours; False leaves one out.
     """
 
     model: str
@@ -50,7 +52,8 @@ class SglangSettings:
     targets: tuple[str, ...] = EVERY_MATRIX
     end_ids: tuple[int, ...] = ()
     seed: int = 0
-    shares_gpus: bool = True
+    sleeps: bool = True
+    shares_memory: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -72,7 +75,7 @@ class Sglang:
 
     @property
     def _is_backed_up(self) -> bool:
-        return self._settings.rank > 0
+        return self._settings.rank > 0 and self._settings.sleeps
 
     def command(self, *, python: str, port: int) -> Sequence[str]:
         """The command that starts such a server on 127.0.0.1."""
@@ -89,7 +92,7 @@ class Sglang:
             "tp_size": ours.tensor_parallel,
             "random_seed": ours.seed,
             "log_level": "warning",
-            "enable_memory_saver": True,
+            "enable_memory_saver": ours.sleeps,
             # these need neither a compiler nor a download when the server starts
             "attention_backend": "triton",
             "sampling_backend": "pytorch",
@@ -98,7 +101,7 @@ class Sglang:
             **(self._adapter_flags() if ours.rank else {}),
             **ours.options,
         }
-        return [python, "-m", "sglang.launch_server", *_as_arguments(flags)]
+        return [python, "-m", "sglang.launch_server", *as_arguments(flags)]
 
     def _adapter_flags(self) -> dict[str, Any]:
         return {
@@ -209,7 +212,7 @@ class Sglang:
         from querl.rollout.pickled import buckets, reachable, release_handles
 
         for bucket in buckets(weights.tensors(), max_bytes=BUCKET_BYTES):
-            sent = reachable(bucket, shares_gpus=self._settings.shares_gpus)
+            sent = reachable(bucket, shares_memory=self._settings.shares_memory)
             await http.post(
                 "/update_weights_from_tensor",
                 # a flush that fails in here ends the server, so that it is asked for apart
@@ -279,17 +282,3 @@ def _as_served(config: Mapping[str, Any]) -> dict[str, Any]:
         "use_rslora": False,
         "lora_alpha": config["lora_alpha"] * math.sqrt(config["r"]),
     }
-
-
-def _as_arguments(flags: Mapping[str, Any]) -> list[str]:
-    """``{"tp_size": 2, "enable_lora": True}`` as ``--tp-size 2 --enable-lora``."""
-    arguments: list[str] = []
-    for name, value in flags.items():
-        if value is None or value is False:
-            continue
-        arguments.append("--" + name.replace("_", "-"))
-        if isinstance(value, list | tuple):
-            arguments += map(str, value)
-        elif value is not True:
-            arguments.append(str(value))
-    return arguments
