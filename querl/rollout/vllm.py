@@ -14,6 +14,7 @@ from querl.errors import EngineError
 from querl.rollout import worker
 from querl.rollout.dialect import Piece
 from querl.rollout.flags import as_arguments
+from querl.rollout.http import Refused
 from querl.types import FinishReason
 
 if TYPE_CHECKING:
@@ -24,11 +25,10 @@ if TYPE_CHECKING:
     from querl.rollout.dialect import Weights
     from querl.rollout.engine import Sampling
     from querl.rollout.http import Http
+    from querl.rollout.nccl import NcclSender
     from querl.rollout.transfer import SharedBuffer
 
-LOAD_S = 120.0  # for one call of a load
-MEMORY_S = 120.0
-PAUSE_S = 60.0
+CONTROL_S = 120.0  # to pause, to sleep, to load a part
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM takes no others as a largest rank
 LEAST_LOGPROB = -9999.0  # what vLLM writes for a token that it has no number of
 
@@ -41,6 +41,7 @@ class VllmSettings:
     weights and cache. ``rank`` > 0 serves an adapter of at most that rank. ``end_ids`` end a
     completion beside those that the model's folder names. ``sleeps`` where the learner computes on
     the same GPUs. ``options`` are flags by their names, and win over ours; False leaves one out.
+    A server that is elsewhere reads adapters from ``adapter_folder``, which both of us must see.
     """
 
     model: str
@@ -54,14 +55,17 @@ class VllmSettings:
     end_ids: tuple[int, ...] = ()
     seed: int = 0
     sleeps: bool = True
+    is_elsewhere: bool = False
+    adapter_folder: Path | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Vllm:
     """Implements ``querl.rollout.dialect.Dialect`` for vLLM.
 
-    Weights go into its workers by ``worker/querl_vllm.py``. Those that sleep are lost where no
-    adapter is trained: load them before sampling.
+    Weights go into the workers of a server of ours by ``worker/querl_vllm.py``, and into those of
+    one elsewhere by NCCL. Weights that sleep are lost where no adapter is trained: load them before
+    sampling.
     """
 
     name = "vllm"
@@ -69,6 +73,7 @@ class Vllm:
     def __init__(self, settings: VllmSettings) -> None:
         self._settings = settings
         self._end_ids = sorted({*settings.end_ids, *named_end_ids(Path(settings.model))})
+        self._sender: NcclSender | None = None  # to a server elsewhere, from the first load on
         self._adapter: str | None = None
         self._num_adapters = 0
 
@@ -182,18 +187,18 @@ class Vllm:
 
     async def pause(self, http: Http) -> None:
         """Cut what runs: each open request is answered with what it has; new ones wait."""
-        await http.post("/pause", params={"mode": "abort"}, timeout_s=PAUSE_S)
+        await _control(http, "/pause", params={"mode": "abort"})
 
     async def resume(self, http: Http) -> None:
         """Go on after ``pause``."""
-        await http.post("/resume")
+        await _control(http, "/resume")
 
     async def sleep(self, http: Http, *, keeps_weights: bool) -> None:
         """Give the GPU's memory back; paused. The base of an adapter is kept in host memory."""
         # level 2 brings a model's buffers back by itself, but no weights
         if self._settings.sleeps:
             level = "1" if keeps_weights else "2"
-            await http.post("/sleep", params={"level": level}, timeout_s=MEMORY_S)
+            await _control(http, "/sleep", params={"level": level})
 
     async def wake_weights(self, http: Http) -> None:
         """Take the weights' memory again, so that they can be loaded."""
@@ -205,7 +210,7 @@ class Vllm:
 
     async def _wake(self, http: Http, tag: str) -> None:
         if self._settings.sleeps:
-            await http.post("/wake_up", params={"tags": tag}, timeout_s=MEMORY_S)
+            await _control(http, "/wake_up", params={"tags": tag})
 
     async def load(self, http: Http, weights: Weights) -> None:
         """Load weights or adapter, and forget every cached prefix. Paused, weights awake."""
@@ -213,7 +218,7 @@ class Vllm:
             await self._load_adapter(http, weights)
         else:
             await self._load_all(http, weights)
-        forgot = await http.post("/reset_prefix_cache", timeout_s=PAUSE_S)
+        forgot = await _control(http, "/reset_prefix_cache")
         if forgot.get("success") is not True:
             raise EngineError("vllm kept what it had computed with the old weights: see its log")
 
@@ -221,6 +226,12 @@ class Vllm:
         from querl.rollout.transfer import buffer_bytes, gpu_buffer, host_buffer
 
         tensors = await asyncio.to_thread(lambda: list(weights.tensors()))
+        if self._settings.is_elsewhere:
+            from querl.rollout.nccl import NcclSender
+
+            self._sender = self._sender or NcclSender()
+            await self._sender.send(http, tensors)
+            return
         num_bytes, device = buffer_bytes(tensors), tensors[0][1].device
         # of several GPUs, most could not see this one's memory
         if device.type == "cuda" and self._settings.sleeps and self._settings.tensor_parallel == 1:
@@ -237,10 +248,11 @@ class Vllm:
         # its files again before each token; and no cached prefix of it was another adapter's.
         self._num_adapters += 1
         name = f"querl-{self._num_adapters}"
-        with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=memory_folder(0)) as folder:
+        place = self._settings.adapter_folder or memory_folder(0)
+        with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=place) as folder:
             await asyncio.to_thread(weights.save_adapter, Path(folder))
             body = {"lora_name": name, "lora_path": folder}
-            await http.post("/v1/load_lora_adapter", body, timeout_s=LOAD_S)
+            await _control(http, "/v1/load_lora_adapter", body)
         self._adapter = name
 
 
@@ -272,7 +284,23 @@ async def _hand_over(
 
 
 async def _in_workers(http: Http, method: str, *args: str) -> None:
-    await http.post("/collective_rpc", {"method": method, "args": list(args)}, timeout_s=LOAD_S)
+    await _control(http, "/collective_rpc", {"method": method, "args": list(args)})
+
+
+async def _control(
+    http: Http, route: str, body: Any = None, *, params: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Routes that a server has only where it was started for them. Raises EngineError."""
+    try:
+        return await http.post(route, body, params=params, timeout_s=CONTROL_S)
+    except Refused as error:
+        if error.status != 404:
+            raise
+        raise EngineError(
+            f"{error}: start a vllm server that is to be trained with VLLM_SERVER_DEV_MODE=1, "
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and "
+            """--weight-transfer-config '{"backend": "nccl"}', where it sees our adapters"""
+        ) from error
 
 
 _FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": None}

@@ -29,6 +29,7 @@ TORCH_FILES = (
     "algorithm/pack.py",
     "rollout/hf.py",
     "rollout/hf_batch.py",
+    "rollout/nccl.py",
     "rollout/pickled.py",
     "rollout/transfer.py",
     "rollout/worker/querl_vllm.py",

@@ -7,11 +7,13 @@ import json
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from aiohttp import web
 from tiny_policy import tiny_policy, tiny_tokenizer
 from transformers import PreTrainedModel
 
@@ -253,6 +255,53 @@ def test_each_version_of_an_adapter_samples_for_itself(base: Path) -> None:
             assert found.logprobs != pytest.approx(before.logprobs, abs=1e-2)
 
     playing(base, play, rank=2)
+
+
+def test_a_server_elsewhere_needs_routes_that_its_owner_has_to_open(base: Path) -> None:
+    async def go() -> None:
+        runner = web.AppRunner(web.Application())
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        host, port = runner.addresses[0][:2]
+        http = Http(f"http://{host}:{port}")
+        try:
+            with pytest.raises(EngineError, match=r"/pause refused: 404.*VLLM_SERVER_DEV_MODE=1"):
+                await Vllm(SETTINGS).pause(http)
+        finally:
+            await http.close()
+            await runner.cleanup()
+
+    asyncio.run(go())
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="asks what happens without vllm")
+def test_all_weights_reach_a_server_elsewhere_only_by_vllm_itself() -> None:
+    dialect = Vllm(replace(SETTINGS, is_elsewhere=True))
+    load = dialect.load(Http("http://127.0.0.1:1"), PublishedWeights(tiny_policy()))
+    with pytest.raises(EngineError, match=r"pip install 'querl\[vllm\]', or train an adapter"):
+        asyncio.run(load)
+
+
+def test_an_adapter_for_a_server_elsewhere_is_written_where_both_see_it(
+    base: Path, tmp_path: Path
+) -> None:
+    seen: list[bool] = []
+
+    class Watching(Http):
+        async def post(self, route: str, body: Any = None, **kwargs: Any) -> dict[str, Any]:
+            if route == "/v1/load_lora_adapter":
+                folder = Path(body["lora_path"])
+                seen.append(folder.parent == tmp_path)
+                seen.append((folder / "adapter_model.safetensors").exists())
+            return {"success": True}
+
+    model = load_model(base, device=torch.device("cpu"))
+    add_adapter(model, LoraSettings(rank=2), base=base)
+    dialect = Vllm(replace(SETTINGS, is_elsewhere=True, adapter_folder=tmp_path))
+    asyncio.run(dialect.load(Watching("http://nowhere"), PublishedWeights(model)))
+    assert seen == [True, True]
+    assert dialect.request((1,), SAMPLING, seed=0)[1]["model"] == "querl-1"
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
 def test_a_server_that_keeps_what_it_had_computed_is_not_sampled_from() -> None:
