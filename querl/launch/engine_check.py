@@ -180,7 +180,7 @@ def _nudge(learner: FullLearner) -> None:
     for weight in learner.weights().module.parameters():
         if weight.requires_grad:
             noise = torch.randn(weight.shape, generator=dice).to(weight)
-            weight += NUDGE * max(float(weight.float().std()), 0.01) * noise
+            weight.add_(noise, alpha=NUDGE * max(float(weight.float().std()), 0.01))
 
 
 PROMISES: dict[str, Callable[[Bench], Awaitable[tuple[bool, str]]]] = {

@@ -28,7 +28,9 @@ class SideBySide:
         """Load the weights, and compare engine and learner."""
         await self._engine.load_weights(self._learner.weights(), version)
         await self._probe.ask()
-        return await self._probe.compare()
+        metrics = await self._probe.compare()
+        metrics.add_max("engine/restarts", self._engine.num_restarts)
+        return metrics
 
 
 class TakingTurns:
@@ -56,4 +58,6 @@ class TakingTurns:
         await self._learner.sleep()
         await self._engine.wake()
         await self._probe.ask()
-        return Metrics()
+        metrics = Metrics()
+        metrics.add_max("engine/restarts", self._engine.num_restarts)
+        return metrics

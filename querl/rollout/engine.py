@@ -39,6 +39,11 @@ class Engine(Protocol):
         """The policy step of the weights now loaded."""
         ...
 
+    @property
+    def num_restarts(self) -> int:
+        """How often it was started anew because it had failed."""
+        ...
+
     async def generate(
         self, prompt_ids: tuple[int, ...], sampling: Sampling, key: RequestKey
     ) -> Completion:

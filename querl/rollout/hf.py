@@ -44,6 +44,8 @@ class HfEngine:
     are not numbers.
     """
 
+    num_restarts = 0  # there is no server of ours that could end
+
     def __init__(
         self,
         model: PreTrainedModel,

@@ -27,6 +27,8 @@ class ScriptedEngine:
     fixed function of the token. ``enter``, ``leave``, ``sleep`` and ``wake`` do nothing.
     """
 
+    num_restarts = 0  # there is no server of ours that could end
+
     def __init__(self, tokenizer: PreTrainedTokenizerBase, answer: Answer) -> None:
         self._tokenizer = tokenizer
         self._answer = answer

@@ -45,7 +45,9 @@ class NoOffload:
     """Implements ``Offload`` where they stay."""
 
     def sleep(self, movables: Iterable[Movable]) -> None:
-        """They stay."""
+        """They stay; what else an update took, and torch kept, is given back."""
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.empty_cache()
 
     def wake(self) -> None:
         """They are there."""
