@@ -20,6 +20,7 @@ from querl.trainer.optim import AdamWSettings
 pytestmark = pytest.mark.gpu
 SAMPLES = make_samples(8, 8)
 CUDA = torch.device("cuda")
+LR = 3e-3
 KINDS: dict[str, dict[str, Any]] = {
     "adamw8bit": {"kind": "adamw8bit"},
     "stochastic": {"masters": "stochastic"},
@@ -40,7 +41,7 @@ def adapted(base: Path, dtype: torch.dtype, *, quantise: Any = "none") -> PreTra
     return model
 
 
-def learner(model: PreTrainedModel, *, lr: float = 3e-3, **settings: Any) -> FullLearner:
+def learner(model: PreTrainedModel, *, lr: float = LR, **settings: Any) -> FullLearner:
     update = {name: settings.pop(name) for name in list(settings) if name == "compile_layers"}
     return FullLearner(
         model,
@@ -93,10 +94,16 @@ def test_the_host_takes_about_the_same_steps() -> None:
     models = [tiny_policy().to(CUDA, torch.bfloat16) for _ in range(2)]
     for model, offload in zip(models, (False, True), strict=True):
         asyncio.run(learner(model, offload=offload).update(SAMPLES))
-    for (name, mine), theirs in zip(
-        models[0].named_parameters(), models[1].parameters(), strict=True
-    ):
-        torch.testing.assert_close(mine, theirs, rtol=1e-2, atol=1e-5, msg=name)
+    # a first step of Adam is as long as lr whatever the gradient, so where that is rounding the sign
+    # is chance: few weights, each at most two steps apart
+    apart = torch.cat(
+        [
+            (mine - theirs).float().abs().flatten()
+            for mine, theirs in zip(models[0].parameters(), models[1].parameters(), strict=True)
+        ]
+    )
+    assert float(apart.max()) <= 2.1 * LR
+    assert float((apart > 0.1 * LR).float().mean()) < 0.02
 
 
 def test_compiled_layers_change_no_update_of_an_adapter(base: Path) -> None:
