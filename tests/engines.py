@@ -12,13 +12,13 @@ from tiny_policy import tiny_tokenizer
 
 from querl.rollout.http_engine import HttpEngine
 from querl.rollout.server import ServerProcess
+from querl.rollout.sglang import Sglang, SglangSettings
 from querl.rollout.vllm import Vllm, VllmSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CONTEXT = 256
-END_ID = 3  # that a tiny model samples now and then
 
 
 class SmallVllm(Vllm):
@@ -26,6 +26,14 @@ class SmallVllm(Vllm):
 
     def command(self, *, python: str, port: int) -> Sequence[str]:
         server = Path(__file__).with_name("engine_server.py")
+        return [python, str(server), *super().command(python=python, port=port)[3:]]
+
+
+class SmallSglang(Sglang):
+    """SGLang's own flags and routes, for ``engine_server_sglang.py``."""
+
+    def command(self, *, python: str, port: int) -> Sequence[str]:
+        server = Path(__file__).with_name("engine_server_sglang.py")
         return [python, str(server), *super().command(python=python, port=port)[3:]]
 
 
@@ -51,6 +59,11 @@ def small_vllm(folder: Path, **options: Any) -> SmallVllm:
     return SmallVllm(
         VllmSettings(model=str(folder), dtype="float32", context=CONTEXT, options=options)
     )
+
+
+def small_sglang(folder: Path) -> SmallSglang:
+    """For the model in a folder."""
+    return SmallSglang(SglangSettings(model=str(folder), dtype="float32", context=CONTEXT))
 
 
 def vllm_engine(

@@ -1,7 +1,7 @@
-"""The laws of engines with a model: Hugging Face's in this process, vLLM over HTTP, on the CPU.
+"""The laws of engines with a model: Hugging Face's in this process, the others over HTTP.
 
-The server is small, and what querl sends to it is what vLLM would get. ``tests/gpu`` holds the real
-one to the same laws.
+Their servers are small, on the CPU, and get what vLLM and SGLang would get. ``tests/gpu`` holds the
+real ones to the same laws.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ import asyncio
 import copy
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 from engine_laws import LAWS, Subject
-from engines import CONTEXT, Lasting, save_policy, small_vllm
+from engines import CONTEXT, Lasting, save_policy, small_sglang, small_vllm
 from tiny_policy import tiny_tokenizer
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
+from querl.rollout.dialect import Dialect
 from querl.rollout.engine import Engine
 from querl.rollout.hf import HfEngine
 from querl.rollout.http_engine import HttpEngine
@@ -42,26 +45,38 @@ def decoder(seed: int) -> PreTrainedModel:
     return Qwen2ForCausalLM(config).eval()
 
 
-@pytest.fixture(scope="module")
-def vllm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Engine]]:
+@contextmanager
+def served(dialect: Dialect, log: Path) -> Iterator[Callable[[], Engine]]:
     """Engines over one server, which lasts as long as the tests of this file."""
-    folder = save_policy(decoder(0), tmp_path_factory.mktemp("model"))
-    # long enough a token that weights come in the middle of a completion
-    dialect = small_vllm(folder, seconds_a_token=0.003)
-    server = Lasting(dialect, python=sys.executable, log=folder / "engine.log")
+    server = Lasting(dialect, python=sys.executable, log=log)
     yield lambda: HttpEngine(dialect, server, TOKENIZER, context=CONTEXT)
     asyncio.run(server.end())
 
 
-def hf_engine() -> Engine:
-    return HfEngine(copy.deepcopy(decoder(0)), TOKENIZER)
+@pytest.fixture(scope="module")
+def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Engine]]:
+    folder = save_policy(decoder(0), tmp_path_factory.mktemp("model"))
+    # long enough a token that weights come in the middle of a completion
+    with served(small_vllm(folder, seconds_a_token=0.003), folder / "engine.log") as engines:
+        yield engines
 
 
-@pytest.fixture(params=["hf", "vllm"])
+@pytest.fixture(scope="module")
+def sglang(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Engine]]:
+    folder = save_policy(decoder(0), tmp_path_factory.mktemp("model"))
+    with served(small_sglang(folder), folder / "engine.log") as engines:
+        yield engines
+
+
+@pytest.fixture
+def hf() -> Callable[[], Engine]:
+    return lambda: HfEngine(copy.deepcopy(decoder(0)), TOKENIZER)
+
+
+@pytest.fixture(params=["hf", "vllm", "sglang"])
 def subject(request: pytest.FixtureRequest) -> Subject:
-    kind = request.param
     return Subject(
-        open=hf_engine if kind == "hf" else request.getfixturevalue("vllm_server"),
+        open=request.getfixturevalue(request.param),
         publish=PublishedWeights,
         model=decoder(0),
         other=decoder(1),
