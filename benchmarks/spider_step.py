@@ -42,6 +42,7 @@ from querl.trainer.learner import Learner
 from querl.trainer.model import choose_device
 from querl.trainer.shapes import DecoderShape, shape_of
 
+APART = "sampler/abs_dlogprob"
 # what the loop times one after the other; ``other`` is the rest of the step
 PARTS = ("rollout", "credit", "make_room", "update", "publish", "records")
 
@@ -196,8 +197,19 @@ def table(path: Path, *, warm_up: int) -> str:
     for name, part in (("decode", "rollout"), ("prefill", "rollout"), ("train", "update")):
         limit, spent = mean("limits_s", name), mean("parts_s", part)
         rows.append((f"limit of {name}", f"{limit:.2f} s, {limit / spent:.0%} of {part}"))
+    rows.append(("engine against learner, nats a token", _drift(found)))
     lines = [f"| {name} | {text} |" for name, text in rows]
     return "\n".join([f"| {len(steps)} steps | |", "|---|---|", *lines])
+
+
+def _drift(found: list[dict[str, Any]]) -> str:
+    """How far sampler and learner were apart in the first and in the last steps that trained."""
+    steps = [line["metrics"] for line in found if line["what"] == "step"]
+    apart = [metrics[APART] for metrics in steps if metrics.get(APART) is not None]
+    if not apart:
+        return "nothing was trained"
+    part = max(len(apart) // 5, 1)
+    return f"{fmean(apart[:part]):.4f} in the first {part}, {fmean(apart[-part:]):.4f} in the last"
 
 
 def _within(metrics: dict[str, float]) -> list[str]:
