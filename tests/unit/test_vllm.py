@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from aiohttp import web
+from engines import CONTEXT, SmallVllm
 from tiny_policy import tiny_policy, tiny_tokenizer
 from transformers import PreTrainedModel
 
@@ -28,8 +29,6 @@ from querl.trainer.model import load_model, save_model
 from querl.trainer.weights import PublishedWeights
 from querl.types import Completion, FinishReason
 
-SERVER = Path(__file__).parents[1] / "engine_server.py"
-CONTEXT = 256
 SETTINGS = VllmSettings(model="/nowhere", dtype="bfloat16", context=CONTEXT, end_ids=(7,))
 SAMPLING = Sampling(max_tokens=12)
 KEY = RequestKey(0, 0, 0, 0, 0)
@@ -167,14 +166,6 @@ def test_a_broken_answer_is_an_error(broken: dict[str, Any], words: str) -> None
         Vllm(SETTINGS).piece(broken)
 
 
-class Small(Vllm):
-    """Starts the small server of the tests with the flags that vLLM itself would get."""
-
-    def command(self, *, python: str, port: int) -> list[str]:
-        _, _, _, *ours = super().command(python=python, port=port)
-        return [python, str(SERVER), *ours]
-
-
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
     save_model(tiny_policy(), tiny_tokenizer(), tmp_path / "base")
@@ -183,7 +174,7 @@ def base(tmp_path: Path) -> Path:
 
 def playing(base: Path, play: Callable[[HttpEngine], Awaitable[None]], *, rank: int = 0) -> None:
     settings = VllmSettings(model=str(base), dtype="float32", context=CONTEXT, rank=rank)
-    dialect = Small(settings)
+    dialect = SmallVllm(settings)
     process = ServerProcess(dialect, python=sys.executable, log=base.parent / "log")
     engine = HttpEngine(dialect, process, tiny_tokenizer(), context=CONTEXT)
 
