@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from querl.rollout.transfer import SharedBuffer
 
 CONTROL_S = 120.0  # to pause, to sleep, to load a part
+LEAST_SHARE = 0.01
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM takes no others as a largest rank
 LEAST_LOGPROB = -9999.0  # what vLLM writes for a token that it has no number of
 
@@ -38,10 +39,11 @@ class VllmSettings:
     """What a vLLM server is started with, and what requests must know of it.
 
     ``context`` counts tokens of prompt and completion. ``memory_share`` is of the whole GPU:
-    weights and cache. ``rank`` > 0 serves an adapter of at most that rank. ``end_ids`` end a
-    completion beside those that the model's folder names. ``sleeps`` where the learner computes on
-    the same GPUs. ``options`` are flags by their names, and win over ours; False leaves one out.
-    A server that is elsewhere reads adapters from ``adapter_folder``, which both of us must see.
+    weights and cache; ``cache_bytes`` are of the cache, where vLLM shall not measure what is free.
+    ``rank`` > 0 serves an adapter of at most that rank. ``end_ids`` end a completion beside those
+    that the model's folder names. ``sleeps`` where the learner computes on the same GPUs.
+    ``options`` are flags by their names, and win over ours; False leaves one out. A server that is
+    elsewhere reads adapters from ``adapter_folder``, which both of us must see.
     """
 
     model: str
@@ -49,6 +51,7 @@ class VllmSettings:
     context: int
     quantisation: str | None = None
     memory_share: float = 0.8
+    cache_bytes: int | None = None
     max_batch: int = 256
     tensor_parallel: int = 1
     rank: int = 0
@@ -87,7 +90,11 @@ class Vllm:
             "dtype": ours.dtype,
             "quantization": ours.quantisation,
             "max_model_len": ours.context,
-            "gpu_memory_utilization": ours.memory_share,
+            # it must be free when the server starts, also where nothing is measured by it
+            "gpu_memory_utilization": ours.memory_share
+            if ours.cache_bytes is None
+            else LEAST_SHARE,
+            "kv_cache_memory_bytes": ours.cache_bytes,
             "max_num_seqs": ours.max_batch,
             "tensor_parallel_size": ours.tensor_parallel,
             "seed": ours.seed,

@@ -96,6 +96,14 @@ def test_options_win_over_ours_and_false_leaves_a_flag_out() -> None:
     assert json.loads(found["compilation-config"]) == {"level": 0}
 
 
+def test_a_cache_of_a_given_size_asks_for_no_share_of_a_gpu_that_others_load_on() -> None:
+    assert command()["gpu-memory-utilization"] == "0.8"
+    assert "kv-cache-memory-bytes" not in command()
+    found = command(cache_bytes=2**30)
+    assert found["kv-cache-memory-bytes"] == str(2**30)
+    assert float(found["gpu-memory-utilization"]) < 0.05
+
+
 def test_a_rank_is_rounded_up_to_one_that_vllm_takes() -> None:
     assert command(rank=24)["max-lora-rank"] == "32"
     assert command(rank=64)["max-lora-rank"] == "64"
