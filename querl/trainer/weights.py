@@ -19,7 +19,7 @@ _ADAPTER = ".lora_"
 
 
 class PublishedWeights:
-    """Implements ``querl.rollout.dialect.ModuleWeights`` for a model, with or without an adapter."""
+    """Implements ``rollout.dialect.ModuleWeights`` for a model, with or without an adapter."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.module = model
