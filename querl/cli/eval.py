@@ -128,9 +128,10 @@ async def _play(
 
 def _opening(recipe: Recipe, console: Console) -> AbstractAsyncContextManager[Player]:
     """Who plays: the recipe's own model, or one at an endpoint."""
-    from querl.launch.endpoint import check_endpoint, open_endpoint
+    from querl.launch.endpoint import open_endpoint
     from querl.launch.engines import open_player
     from querl.launch.local import load_policy, load_speaker
+    from querl.launch.needs import check_endpoint
 
     if recipe.engine.kind in SERVERS:
         return open_player(recipe, load_speaker(recipe))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
@@ -27,6 +28,7 @@ from querl.launch.local import (
     open_databases,
     sql_limits,
 )
+from querl.launch.needs import plan_settings
 from querl.rollout.engine import Sampling
 from querl.rollout.episode import EpisodeLimits
 from querl.rollout.hf import HfEngine
@@ -34,6 +36,8 @@ from querl.rollout.sampler import Player
 from querl.sql.gold_cache import CachedGolds, GoldCache, default_cache_path
 from querl.trainer.lora import adapter_rank, base_of, is_adapter
 from querl.trainer.model import choose_device, choose_dtype
+from querl.trainer.plan import plan
+from querl.trainer.shapes import shape_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -223,7 +227,19 @@ def make_dialect(recipe: Recipe, *, end_ids: frozenset[int]) -> Dialect:
         return Sglang(SglangSettings(**settings))
     from querl.rollout.vllm import Vllm, VllmSettings
 
-    return Vllm(VllmSettings(**settings, sleeps=engine.placement == "colocated"))
+    sleeps = engine.placement == "colocated"
+    return Vllm(VllmSettings(**settings, sleeps=sleeps, cache_bytes=_cache_bytes(recipe)))
+
+
+def _cache_bytes(recipe: Recipe) -> int | None:
+    """The planned key-value cache; None where nothing is known of model or GPU.
+
+    vLLM would measure what is free, while the learner is loading on the same GPU.
+    """
+    shape = shape_of(model_path(recipe))
+    if shape is None or not torch.cuda.is_available():
+        return None
+    return plan(shape, plan_settings(recipe)).kv_cache or None
 
 
 def _end_ids(recipe: Recipe, speaker: Speaker) -> frozenset[int]:

@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,8 +14,7 @@ from safetensors import SafetensorError, safe_open
 from querl.config import SERVERS
 from querl.data.get import SOURCES
 from querl.errors import ConfigError, QuerlError
-from querl.launch.endpoint import check_endpoint
-from querl.launch.local import load_reward_suite, make_history, model_path
+from querl.launch.local import TINY, load_reward_suite, make_history, model_path
 from querl.launch.tasks import choose_tasks
 from querl.loggers import missing_loggers
 from querl.sql.databases import DRIVERS, database_kind, is_installed
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from querl.config import Recipe
     from querl.trainer.shapes import DecoderShape
 
+KEY_VARIABLE = "OPENAI_API_KEY"  # never in a recipe: recipes are written into folders of runs
 ASSUMED_GPU_BYTES = 80 * 2**30  # where there is none to ask: an H100's
 
 
@@ -129,6 +130,27 @@ def missing(recipe: Recipe) -> Iterator[str]:
     yield from _missing_gpus(recipe)
     yield from _missing_model(recipe)
     yield from _missing_data(recipe)
+
+
+def check_endpoint(recipe: Recipe) -> str:
+    """The endpoint's URL. Raises ConfigError for a recipe that cannot be played at one."""
+    url = recipe.engine.url
+    if url is None:
+        raise ConfigError(
+            "engine.kind=openai needs an endpoint: set engine.url, such as http://127.0.0.1:8000/v1"
+        )
+    parts = urlsplit(url)
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError(f"engine.url holds a password: take it out, and set {KEY_VARIABLE}")
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ConfigError(f"engine.url={url!r} is no http:// or https:// URL of an endpoint")
+    if recipe.model.path == TINY:
+        raise ConfigError(
+            f"engine.kind=openai plays a model of the endpoint at {url}: set model.path to its name"
+        )
+    if importlib.util.find_spec("aiohttp") is None:
+        raise ConfigError("engine.kind=openai needs aiohttp: pip install 'querl[openai]'")
+    return url
 
 
 def _compute_bytes(recipe: Recipe) -> int:

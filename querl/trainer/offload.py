@@ -44,7 +44,7 @@ class Offload(Protocol):
 class NoOffload:
     """Implements ``Offload`` where they stay."""
 
-    def sleep(self, movables: Iterable[Movable]) -> None:
+    def sleep(self, movables: Iterable[Movable]) -> None:  # noqa: ARG002
         """They stay; what else an update took, and torch kept, is given back."""
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.empty_cache()

@@ -69,6 +69,10 @@ class Adapter:
         return self.rank * sum(widths) * shape.num_layers
 
 
+SERVER_BYTES = 3 * 2**29  # CUDA's context and graphs in a server's process, as seen on an H200
+PREFILL_TOKENS = 8192  # that a server computes at once
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnginePlan:
     """What samples, per GPU: its weights' bytes, if its own, and sequences at full length."""
@@ -114,6 +118,7 @@ class MemoryPlan:
     working: int
     reference: int
     engine_weights: int
+    engine_working: int
     kv_cache: int
     is_beside: bool  # sampling and update at once
     leaves: bool  # the state is on the host while an engine samples
@@ -133,7 +138,7 @@ class MemoryPlan:
     @property
     def sampling(self) -> int:
         """What sampling takes beside the state."""
-        return self.engine_weights + self.kv_cache
+        return self.engine_weights + self.engine_working + self.kv_cache
 
     @property
     def while_updating(self) -> int:
@@ -180,6 +185,7 @@ def plan(shape: DecoderShape, settings: PlanSettings) -> MemoryPlan:
         working=max(_head(shape, settings), _layer_backward(shape, settings)),
         reference=reference,
         engine_weights=_engine_weights(shape, engine),
+        engine_working=_engine_working(shape, engine),
         kv_cache=_kv_cache(shape, settings),
         is_beside=engine.is_beside,
         leaves=leaves,
@@ -272,10 +278,24 @@ def _engine_weights(shape: DecoderShape, engine: EnginePlan) -> int:
     return int(engine.weight_bytes * shape.num_parameters / engine.tensor_parallel)
 
 
+def _engine_working(shape: DecoderShape, engine: EnginePlan) -> int:
+    """Of a process of its own: CUDA's context and graphs, a prefill, and logits to sample from.
+
+    Sampling holds the logits of all sequences, their processed copy and their order: four numbers
+    of 4 bytes for each.
+    """
+    if engine.most_bytes is None:
+        return 0
+    logits = 4 * FLOAT32 * engine.num_sequences * shape.vocab_size
+    prefill = 2 * PREFILL_TOKENS * (4 * shape.hidden_size + 3 * shape.intermediate_size)
+    return SERVER_BYTES + (logits + prefill) // engine.tensor_parallel
+
+
 def _kv_cache(shape: DecoderShape, settings: PlanSettings) -> int:
     engine = settings.engine
     a_token = 2 * shape.num_layers * shape.kv_width * settings.compute_bytes
     wanted = a_token * engine.num_sequences * engine.context // engine.tensor_parallel
     if engine.most_bytes is None:
         return wanted
-    return max(min(wanted, engine.most_bytes - _engine_weights(shape, engine)), 0)
+    taken = _engine_weights(shape, engine) + _engine_working(shape, engine)
+    return max(min(wanted, engine.most_bytes - taken), 0)

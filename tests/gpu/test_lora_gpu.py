@@ -94,7 +94,7 @@ def test_the_host_takes_about_the_same_steps() -> None:
     models = [tiny_policy().to(CUDA, torch.bfloat16) for _ in range(2)]
     for model, offload in zip(models, (False, True), strict=True):
         asyncio.run(learner(model, offload=offload).update(SAMPLES))
-    # a first step of Adam is as long as lr whatever the gradient, so where that is rounding the sign
+    # a first step of Adam is as long as lr whatever the gradient; where that is rounding, the sign
     # is chance: few weights, each at most two steps apart
     apart = torch.cat(
         [

@@ -159,7 +159,11 @@ def test_a_cache_is_full_length_until_its_share_of_the_gpu_ends() -> None:
     full = plan(QWEN_05B, settings)
     assert full.kv_cache == 12_288 * 100 * 1000
     assert full.engine_weights == full.weights
-    capped = replace(engine, most_bytes=full.weights + GIB)
+    assert full.engine_working == 0
+    served = plan(QWEN_05B, replace(settings, engine=replace(engine, most_bytes=80 * GIB)))
+    assert served.kv_cache == full.kv_cache
+    assert served.engine_working > 4 * 4 * 100 * 151_936  # logits that it samples from
+    capped = replace(engine, most_bytes=full.weights + served.engine_working + GIB)
     assert plan(QWEN_05B, replace(settings, engine=capped)).kv_cache == GIB
 
 

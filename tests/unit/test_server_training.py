@@ -1,0 +1,82 @@
+"""Whole runs whose episodes are sampled by a server of its own process, taking turns with it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from company import company_recipe, listener, make_company
+from console import Querl
+from engines import SmallVllm, processes
+
+from querl.errors import EngineError
+from querl.launch.training import train_locally
+from querl.rollout import vllm
+from querl.run import Run
+
+SERVED = ("engine.kind=vllm", "engine.placement=colocated", "run.num_steps=2")
+
+
+@pytest.fixture
+def company(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The small server stands in for vLLM: the same flags and routes, a real model."""
+    monkeypatch.setattr(vllm, "Vllm", SmallVllm)
+    return make_company(tmp_path / "company")
+
+
+def train(company: Path, folder: Path, *overrides: str) -> list[dict[str, Any]]:
+    """A line of numbers a step."""
+    recipe = company_recipe(company, *SERVED, *overrides)
+    with Run(folder, recipe, listener(), fresh=False) as run:
+        asyncio.run(train_locally(recipe, run, print))
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("overrides", [(), ("lora.rank=4", "lora.alpha=64")], ids=["full", "lora"])
+def test_what_is_learnt_arrives_in_the_server(
+    tmp_path: Path, company: Path, overrides: tuple[str, ...]
+) -> None:
+    moving = ("optimizer.lr=0.01", "algorithm.kl=0.1")
+    steps = train(company, tmp_path / "run", *moving, *overrides)
+    assert [step["engine/restarts"] for step in steps] == [0, 0]
+    for step in steps:
+        assert step["probe/abs_dlogprob"] < 1e-4
+        assert step["sampler/abs_dlogprob"] < 1e-4
+    assert processes(company) == []
+
+
+def test_a_server_that_dies_in_mid_rollout_is_started_anew_and_the_run_goes_on(
+    tmp_path: Path, company: Path
+) -> None:
+    steps = train(company, tmp_path / "run", "engine.options={dies-at=20}")
+    assert len(steps) == 2
+    assert steps[-1]["engine/restarts"] == 1
+    assert all(step["sampler/abs_dlogprob"] < 1e-4 for step in steps)
+    assert processes(company) == []
+
+
+def test_a_server_that_keeps_dying_ends_the_run_with_its_reason(
+    tmp_path: Path, company: Path
+) -> None:
+    with pytest.raises(EngineError, match=r"(?s)failed again .*told to die"):
+        train(company, tmp_path / "run", "engine.options={dies-at=3}")
+    assert processes(company) == []
+
+
+def test_a_mistake_in_a_recipe_leaves_no_server_behind(company: Path, querl: Querl) -> None:
+    recipe = company / "recipe.toml"
+    code, _, err = querl("train", recipe, *SERVED, "reward.parts={nonsense=1}")
+    assert code == 2
+    assert "nonsense" in err
+    assert processes(company) == []
+
+
+def test_a_run_is_evaluated_at_a_server(company: Path, querl: Querl) -> None:
+    code, out, err = querl("eval", company / "recipe.toml", *SERVED)
+    assert (code, err) == (0, "")
+    assert "accuracy" in out
+    assert processes(company) == []
