@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from querl.rollout.engine import RequestKey
     from querl.rollout.server import Server
 
+CUT_UNSEEN = 499  # of a request that a pause met before anything was sampled for it (SGLang)
 CUT_S = 2.0  # for the answers to requests that a pause has cut
 ANSWER_S = 3600.0  # for one request to be answered, while others are
 AGAIN_S = 600.0  # a server that fails twice within these seconds will fail again
@@ -109,6 +110,8 @@ class HttpEngine:
                         seed(key, num_said),
                     )
                 except (ServerGone, Overdue, Refused) as error:
+                    if isinstance(error, Refused) and error.status == CUT_UNSEEN:
+                        continue
                     if not _is_fault(error):
                         raise
                     await self._see_to(self._mend(http, error))

@@ -93,7 +93,7 @@ class Sglang:
             "random_seed": ours.seed,
             "log_level": "warning",
             "enable_memory_saver": ours.sleeps,
-            # these need neither a compiler nor a download when the server starts
+            # the kernels that other choices take are large, and built apart
             "attention_backend": "triton",
             "sampling_backend": "pytorch",
             # copied at each sleep: an adapter's base is never loaded again

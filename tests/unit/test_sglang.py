@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from tiny_policy import tiny_tokenizer
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
@@ -353,7 +355,46 @@ def test_episodes_of_every_history_are_exact(
         assert turn.completion.logprobs == pytest.approx(told, abs=1e-5)
 
 
-# --- without a server
+# --- without a model
+
+
+def test_a_request_that_a_pause_met_before_it_ran_is_asked_again() -> None:
+    answers = [
+        web.json_response({"error": {"message": "Request 1 was aborted"}}, status=499),
+        web.json_response(
+            {
+                "meta_info": {
+                    "finish_reason": {"type": "length", "length": 1},
+                    "output_token_logprobs": [[-0.5, 7, None]],
+                }
+            }
+        ),
+    ]
+
+    async def generate(_: web.Request) -> web.Response:
+        return answers.pop(0)
+
+    async def go() -> Completion:
+        app = web.Application()
+        app.router.add_get("/health", health)
+        app.router.add_post("/generate", generate)
+        async with TestServer(app) as server:
+            engine = HttpEngine(
+                Sglang(SglangSettings(model="m", dtype="bfloat16", context=64)),
+                RemoteServer(str(server.make_url("")), start_timeout_s=30),
+                TOKENIZER,
+                context=64,
+            )
+            try:
+                return await engine.generate((1, 2), Sampling(max_tokens=1), KEY)
+            finally:
+                await engine.close()
+
+    assert asyncio.run(go()).token_ids == (7,)
+
+
+async def health(_: web.Request) -> web.Response:
+    return web.Response()
 
 
 def test_options_win_over_our_flags_and_false_leaves_one_out() -> None:
