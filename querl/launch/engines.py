@@ -219,16 +219,16 @@ def make_dialect(recipe: Recipe, *, end_ids: frozenset[int]) -> Dialect:
         "rank": adapter_rank(path) if is_adapter(path) else lora.rank,
         "end_ids": tuple(sorted(end_ids)),
         "seed": recipe.run.seed,
+        "sleeps": engine.placement == "colocated",
         "options": engine.options,
     }
     if engine.kind == "sglang":
         from querl.rollout.sglang import Sglang, SglangSettings
 
-        return Sglang(SglangSettings(**settings))
+        return Sglang(SglangSettings(**settings, shares_memory=engine.url is None))
     from querl.rollout.vllm import Vllm, VllmSettings
 
-    sleeps = engine.placement == "colocated"
-    return Vllm(VllmSettings(**settings, sleeps=sleeps, cache_bytes=_cache_bytes(recipe)))
+    return Vllm(VllmSettings(**settings, cache_bytes=_cache_bytes(recipe)))
 
 
 def _cache_bytes(recipe: Recipe) -> int | None:
