@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from querl.rollout.server import Server
 
 CUT_UNSEEN = 499  # of a request that a pause met before anything was sampled for it (SGLang)
-CUT_S = 2.0  # for the answers to requests that a pause has cut
+CUT_S = 2.0  # without an answer to any of the requests that a pause has cut
 ANSWER_S = 3600.0  # for one request to be answered, while others are
 AGAIN_S = 600.0  # a server that fails twice within these seconds will fail again
 
@@ -254,14 +254,15 @@ class HttpEngine:
 
     async def _cut(self, http: Http) -> None:
         await self._dialect.pause(http)
-        if not self._open:
-            return
-        # a request that came after the pause waits inside the server for the new weights, and
-        # would be noted as sampled from the old ones
-        _, late = await asyncio.wait(set(self._open), timeout=CUT_S)
-        self._hang_up()
-        if late:
-            await asyncio.wait(late)
+        late = set(self._open)
+        while late:
+            done, late = await asyncio.wait(
+                late, timeout=CUT_S, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done:
+                # what came after the pause waits inside the server for the new weights, and would
+                # be noted as sampled from the old ones
+                self._hang_up()
 
     def _hang_up(self) -> None:
         for call in self._open:
@@ -290,11 +291,13 @@ class HttpEngine:
     # --- the server's life
 
     async def _see_to(self, chore: Coroutine[Any, Any, None]) -> None:
-        """Do it to its end, even if who waits for it is cancelled. Errors are told to all."""
+        """Do it to its end, even if who waits for it is cancelled. EngineErrors are told to all."""
         task = asyncio.create_task(chore)
         self._chores.add(task)
         task.add_done_callback(self._chores.discard)
         await asyncio.wait([task])
+        if not task.cancelled():
+            task.result()
 
     async def _begin(self) -> None:
         """Start the server, unless somebody has done so meanwhile."""
@@ -321,15 +324,15 @@ class HttpEngine:
             again = f"the {self._dialect.name} engine failed again after it was started anew"
             await self._give_up(f"{again}: {reason}; {last_words}")
             return
-        await self._start_or_give_up()
+        await self._start_or_give_up(because=f"{reason}; then, started anew: ")
         self._num_restarts += 1
         self._restarted_at = time.monotonic()
 
-    async def _start_or_give_up(self) -> None:
+    async def _start_or_give_up(self, *, because: str = "") -> None:
         try:
             await self._start()
         except EngineError as error:
-            await self._give_up(str(error))
+            await self._give_up(f"{because}{error}; {self._server.last_words()}")
 
     async def _start(self) -> None:
         """Bring a new server into the wished state."""

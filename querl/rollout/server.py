@@ -152,11 +152,11 @@ async def wait_until_ready(server: Server, dialect: Dialect, http: Http) -> None
     deadline = time.monotonic() + server.start_timeout_s
     while not await _is_ready(dialect, http):
         if server.has_ended():
-            raise EngineError(f"{dialect.name} ended while it started; {server.last_words()}")
+            raise EngineError(f"{dialect.name} ended while it started")
         if time.monotonic() > deadline:
             raise EngineError(
                 f"{dialect.name} at {server.url} was not ready after {server.start_timeout_s:g} s: "
-                f"set a larger engine.start_timeout_s, if it is only slow; {server.last_words()}"
+                "set a larger engine.start_timeout_s, if it is only slow"
             )
         await asyncio.sleep(POLL_S)
 

@@ -88,7 +88,7 @@ class Sglang:
             "quantization": ours.quantisation,
             "context_length": ours.context,
             "mem_fraction_static": ours.memory_share,
-            "max_running_requests": ours.max_batch,
+            "max_running_requests": ours.max_batch + 1,  # a seat to ask whether it lives
             "tp_size": ours.tensor_parallel,
             "random_seed": ours.seed,
             "log_level": "warning",

@@ -95,7 +95,7 @@ class Vllm:
             if ours.cache_bytes is None
             else LEAST_SHARE,
             "kv_cache_memory_bytes": ours.cache_bytes,
-            "max_num_seqs": ours.max_batch,
+            "max_num_seqs": ours.max_batch + 1,  # a seat for the question whether it lives
             "tensor_parallel_size": ours.tensor_parallel,
             "seed": ours.seed,
             "enable_prefix_caching": True,

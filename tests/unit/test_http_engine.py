@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from engine_laws import expected_logprobs
 from engines import SmallVllm, processes, save_policy, small_vllm, vllm_engine
 from tiny_policy import tiny_policy, tiny_tokenizer
@@ -150,6 +151,26 @@ def test_a_refused_request_fails_alone(folder: Path) -> None:
 
     assert len(run(engine, work).token_ids) == 40
     assert engine.num_restarts == 0
+
+
+@pytest.mark.slow
+def test_weights_that_the_server_cannot_load_end_with_its_complaint(folder: Path) -> None:
+    engine = vllm_engine(folder)
+
+    async def work(engine: HttpEngine) -> None:
+        asked = asyncio.create_task(engine.generate(PROMPT, LONG, KEY))
+        with pytest.raises(EngineError, match=r"then, started anew: (.|\n)*KeyError: odd"):
+            await engine.load_weights(OddWeights(OTHER), version=7)
+        await asyncio.gather(asked, return_exceptions=True)
+
+    run(engine, work)
+
+
+class OddWeights(PublishedWeights):
+    """With a name that no model has."""
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        yield "odd", torch.zeros(1)
 
 
 class Command(SmallVllm):
