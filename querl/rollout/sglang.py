@@ -219,7 +219,8 @@ class Sglang:
                 {"serialized_named_tensors": await self._for_ranks(sent), "flush_cache": False},
                 timeout_s=LOAD_S,
             )
-        release_handles()
+            del sent
+            release_handles()
 
     async def _load_adapter(self, http: Http, weights: Weights) -> None:
         from querl.rollout.pickled import read_adapter
