@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MOST_SHOWN = 400  # characters of a server's complaint
+# Idle connections, before the server closes them: vLLM's and SGLang's do after 5 s. A request sent
+# at that moment is lost, and looks as if the server had ended.
+KEPT_S = 2.0
 
 
 class ServerGone(EngineError):
@@ -83,7 +86,7 @@ class Http:
     ) -> dict[str, Any]:
         if self._session is None:
             # the engine bounds what runs at once; a pool of 100 would queue where nobody sees it
-            connector = aiohttp.TCPConnector(limit=0)
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_S)
             self._session = aiohttp.ClientSession(connector=connector, headers=self._headers)
         timeout = aiohttp.ClientTimeout(total=timeout_s)
         try:

@@ -18,7 +18,7 @@ from querl.rollout.engine import Sampling
 from querl.rollout.http import Http, Overdue, Refused, ServerGone
 from querl.rollout.noise import seed
 from querl.rollout.pieces import Pieces
-from querl.rollout.server import wait_until_ready
+from querl.rollout.server import allow_connections, wait_until_ready
 from querl.types import Completion, FinishReason
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class HttpEngine:
         max_batch: int = 256,
         heartbeat_s: float = 15.0,
     ) -> None:
+        allow_connections(max_batch)
         self._dialect = dialect
         self._server = server
         self._tokenizer = tokenizer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 POLL_S = 0.1
 END_S = 10.0  # for a server to end by itself, and for the system to take its memory back
+OTHER_FILES = 512  # than connections: databases, records, the model
 LINES_SHOWN = 12  # of a log, when a server failed
 
 
@@ -145,6 +147,24 @@ class ServerProcess:
         process, self._process = self._process, None
         if process is not None:
             await asyncio.to_thread(_end_in_peace, process)
+
+
+def allow_connections(count: int) -> None:
+    """See to it that so many can be open at once. Raises EngineError where the system refuses.
+
+    A usual limit is 1,024 open files, and each connection is one.
+    """
+    needed = count + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    except (ValueError, OSError) as error:
+        raise EngineError(
+            f"engine.max_batch={count} needs {needed} open files, and the system allows no more "
+            f"than {hard}: raise that (ulimit -Hn), or set a smaller engine.max_batch"
+        ) from error
 
 
 async def wait_until_ready(server: Server, dialect: Dialect, http: Http) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,7 +25,7 @@ from tiny_policy import tiny_policy, tiny_tokenizer
 from querl.errors import EngineError
 from querl.rollout.engine import RequestKey, Sampling
 from querl.rollout.http_engine import HttpEngine
-from querl.rollout.server import ServerProcess
+from querl.rollout.server import RemoteServer, ServerProcess, allow_connections
 from querl.trainer.weights import PublishedWeights
 from querl.types import Completion
 
@@ -171,6 +173,68 @@ class OddWeights(PublishedWeights):
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         yield "odd", torch.zeros(1)
+
+
+def test_as_many_files_may_be_open_as_requests(folder: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (600, before[1]))
+        allow_connections(100)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (612, before[1])
+        allow_connections(10)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (612, before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    with pytest.raises(EngineError, match=r"set a smaller engine\.max_batch"):
+        allow_connections(2**40)
+
+
+@pytest.mark.slow
+def test_a_slow_server_is_not_taken_for_a_frozen_one(folder: Path) -> None:
+    engine = vllm_engine(folder, heartbeat_s=2.0, seconds_a_token=0.2)
+
+    async def work(engine: HttpEngine) -> Completion:
+        return await engine.generate(PROMPT, LONG, KEY)
+
+    assert len(run(engine, work).token_ids) == 40
+    assert engine.num_restarts == 0
+
+
+@pytest.mark.slow
+def test_a_server_elsewhere_is_waited_for_and_gets_the_weights_again(folder: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    dialect = small_vllm(folder, seconds_a_token=0.02)
+    command = dialect.command(python=sys.executable, port=port)
+    engine = HttpEngine(
+        dialect,
+        RemoteServer(f"http://127.0.0.1:{port}", start_timeout_s=120.0),
+        tiny_tokenizer(),
+        context=256,
+    )
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> None:
+        environment = {**os.environ, **dialect.environment()}
+        started.append(subprocess.Popen(command, env=environment))
+
+    async def work(engine: HttpEngine) -> Completion:
+        await published(engine)
+        asked = asyncio.create_task(engine.generate(PROMPT, LONG, KEY))
+        await asyncio.sleep(0.3)
+        started[0].kill()
+        start()
+        return await asked
+
+    start()
+    try:
+        assert_sampled_by_other(run(engine, work))
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    assert engine.num_restarts == 1
 
 
 class Command(SmallVllm):
