@@ -2,8 +2,8 @@
 
 Each fault is done to the real server of a real run, in the middle of the second step's rollout: its
 largest process gets SIGKILL or SIGSTOP. Without memory: before the engine wakes after the second
-update, another process takes all of the GPU that is free, and keeps it. One line of JSON a fault:
-whether the run went on or stopped, after how many seconds, why, and what was lost.
+update, another process takes all but 2 GiB of what is free of the GPU, and keeps it. One line of
+JSON a fault: whether the run went on or stopped, after how many seconds, why, and what was lost.
 
     python benchmarks/engine_faults.py --faults kill freeze memory --run /tmp/faults \
         --out faults.jsonl model.path=MODEL data.source=spider:FOLDER run.groups_per_step=32 \
@@ -48,19 +48,16 @@ STEPS = 3
 FAULTY_VERSION = 1  # of the weights that the second step samples from
 SHARE_BEFORE = 0.25  # of a step's episodes are answered once before the fault
 
-# Takes what is free of the GPU when it is told to, and keeps it until it is ended.
+# Takes what is free of the GPU when it is told to, and keeps it until it is ended. The learner is
+# left a little: it is to save what it has.
 HOG = """
 import sys, torch
 has_gpu = torch.cuda.is_available()
 held = [torch.empty(1, device="cuda" if has_gpu else "cpu")]
 print("ready", flush=True)
 sys.stdin.readline()
-size = 2**30
-while has_gpu and size >= 2**24:
-    try:
-        held.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
-    except torch.OutOfMemoryError:
-        size //= 2
+while has_gpu and torch.cuda.mem_get_info()[0] > 2 * 2**30:
+    held.append(torch.empty(2**30, dtype=torch.uint8, device="cuda"))
 print("held", flush=True)
 sys.stdin.readline()
 """
@@ -234,6 +231,8 @@ def measure(fault: str, args: argparse.Namespace, lines: Lines) -> None:
                 asyncio.run(train())
         except EngineError as error:
             outcome, why = "stopped", str(error)
+        except torch.OutOfMemoryError as error:
+            outcome, why = "learner out of memory", str(error)
         except TimeoutError:
             outcome, why = "hung", f"nothing within {args.deadline:g} s"
         ended = time.perf_counter()
