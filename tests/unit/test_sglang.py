@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sqlite3
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -14,6 +16,7 @@ import pytest
 import torch
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from engines import SmallSglang, processes, save_policy
 from tiny_policy import tiny_tokenizer
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
@@ -41,16 +44,6 @@ TOKENIZER = tiny_tokenizer()
 CONTEXT = 1024
 PROMPT = tuple(TOKENIZER.encode("SELECT name FROM city"))
 KEY = RequestKey(seed=0, step=0, group=0, sample=0, turn=0)
-SERVER = Path(__file__).parents[1] / "engine_server_sglang.py"
-
-
-class Served(Sglang):
-    """Starts our small server with the flags that SGLang would get."""
-
-    def command(self, *, python: str, port: int) -> list[str]:
-        _, _, module, *flags = super().command(python=python, port=port)
-        assert module == "sglang.launch_server"
-        return [python, str(SERVER), *flags]
 
 
 def decoder(seed: int = 0) -> PreTrainedModel:
@@ -71,10 +64,7 @@ def decoder(seed: int = 0) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    decoder().save_pretrained(folder)
-    TOKENIZER.save_pretrained(folder)
-    return folder
+    return save_policy(decoder(), tmp_path_factory.mktemp("model"))
 
 
 def settings(model_folder: Path, **changed: Any) -> SglangSettings:
@@ -97,7 +87,7 @@ def adapter_url(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def running(served: SglangSettings, folder: Path) -> Iterator[str]:
-    dialect = Served(served)
+    dialect = SmallSglang(served)
     server = ServerProcess(dialect, python=sys.executable, log=folder / "log")
 
     async def ready() -> None:
@@ -315,6 +305,32 @@ def test_an_adapter_that_the_server_has_no_room_for_is_an_error(
             settings(model_folder),
             lambda engine: engine.load_weights(PublishedWeights(learner), version=1),
         )
+
+
+def test_a_server_that_was_killed_gets_its_adapter_again(tmp_path: Path) -> None:
+    learner = decoder()
+    folder = save_policy(learner, tmp_path / "base")
+    add_adapter(learner, LoraSettings(rank=4), base=folder)
+    for name, weight in learner.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.2)
+    dialect = SmallSglang(settings(folder))
+    server = ServerProcess(dialect, python=sys.executable, log=tmp_path / "log")
+    engine = HttpEngine(dialect, server, TOKENIZER, context=CONTEXT)
+
+    async def go() -> Completion:
+        try:
+            await engine.load_weights(PublishedWeights(learner), version=3)
+            (process,) = processes(folder, of_server=True)
+            os.kill(process, signal.SIGKILL)
+            return await engine.generate(PROMPT, Sampling(max_tokens=8), KEY)
+        finally:
+            await engine.close()
+
+    found = asyncio.run(go())
+    assert engine.num_restarts == 1
+    assert set(found.versions) == {3}
+    assert found.logprobs == pytest.approx(expected(learner, found), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", HISTORIES)
