@@ -19,9 +19,9 @@ A model of 7B's shape with random weights is written once to FOLDER, with the to
         model.path=FOLDER data.source=spider:FOLDER memory.checkpoint_activations=true \
         optimizer.kind=adamw8bit optimizer.masters=stochastic
 
-Without a GPU, the tests' small servers stand in for vLLM: ``vllm:engine.python=FILE``, where FILE is
-a shell script that says ``shift 2; exec python tests/engine_server.py "$@"``, and ``model.path=tiny
-data.source=demo data.validation=val``.
+Without a GPU, the tests' small servers stand in for vLLM by ``vllm:engine.python=FILE``, where FILE
+is a shell script that says ``shift 2; exec python tests/engine_server.py "$@"``, with
+``model.path=tiny data.source=demo data.validation=val``.
 
 ``start``: seconds from the launch until one token was sampled, while the policy is loaded.
 ``rate``: all requests at once, up to ``--tokens`` each, the last of two goes. ``apart``: |engine -
