@@ -264,10 +264,10 @@ def what_is_asked_of_a_sleeping_engine_is_answered_when_it_wakes(subject: Subjec
 
 
 def a_closed_engine_says_so(subject: Subject) -> None:
-    async def close(engine: Engine) -> Engine:
+    async def nothing(engine: Engine) -> Engine:
         return engine
 
-    engine = subject.run(close)
+    engine = subject.run(nothing)
     with pytest.raises(EngineError, match="closed"):
         asyncio.run(engine.generate(subject.prompts()[0], Sampling(max_tokens=4), KEY))
 
