@@ -137,6 +137,17 @@ class Recipe(Section):
                 f"engine.kind={kind} has weights of its own: set engine.placement=colocated, or "
                 "separate with engine.url"
             )
+        if kind in SERVERS and self.lora.quantise != "none":
+            raise ConfigError(
+                f"lora.quantise={self.lora.quantise!r} trains on weights in 4 bits, and "
+                f"engine.kind={kind} would sample from the unrounded ones, another policy: set "
+                "lora.quantise=none, or engine.kind=hf"
+            )
+        if kind == "sglang" and self.engine.top_p < 1:
+            raise ConfigError(
+                f"engine.top_p={self.engine.top_p}: sglang tells log-probabilities of the whole "
+                "vocabulary, whatever it samples from: set engine.top_p=1"
+            )
         if kind == "hf" and placement == "colocated":
             raise ConfigError(
                 "engine.placement=colocated is for servers: the hf engine samples from the "

@@ -11,10 +11,9 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import torch
-from transformers import GenerationConfig
-from transformers.utils import GENERATION_CONFIG_NAME
 
 from querl.config import SERVERS
 from querl.errors import ConfigError
@@ -53,6 +52,7 @@ if TYPE_CHECKING:
     from querl.rollout.http_engine import HttpEngine
     from querl.rollout.server import Server
 
+HERE = ("localhost", "127.0.0.1", "::1")
 LOG_FOLDER = "querl-engines"  # in the system's place for temporary files
 
 
@@ -166,7 +166,8 @@ def make_server_engine(recipe: Recipe, speaker: Speaker) -> tuple[HttpEngine, Se
     from querl.rollout.server import RemoteServer, ServerProcess
 
     engine = recipe.engine
-    dialect = make_dialect(recipe, end_ids=_end_ids(recipe, speaker))
+    ends = {speaker.history.end_id, speaker.tokenizer.eos_token_id}
+    dialect = make_dialect(recipe, end_ids=tuple(end for end in ends if isinstance(end, int)))
     server: Server
     if engine.url is not None:
         server = RemoteServer(engine.url, start_timeout_s=engine.start_timeout_s)
@@ -198,8 +199,11 @@ def context(recipe: Recipe) -> int:
     return longest + recipe.env.max_turn_tokens
 
 
-def make_dialect(recipe: Recipe, *, end_ids: frozenset[int]) -> Dialect:
-    """How the recipe's server is spoken to. Raises ConfigError for a model that it cannot load."""
+def make_dialect(recipe: Recipe, *, end_ids: tuple[int, ...]) -> Dialect:
+    """How the recipe's server is spoken to. Raises ConfigError for a model that it cannot load.
+
+    ``end_ids`` end a completion beside those that the model's folder names.
+    """
     path = model_path(recipe)
     if path.suffix == ".gguf":
         raise ConfigError(
@@ -217,7 +221,7 @@ def make_dialect(recipe: Recipe, *, end_ids: frozenset[int]) -> Dialect:
         "max_batch": engine.max_batch,
         "tensor_parallel": engine.tensor_parallel,
         "rank": adapter_rank(path) if is_adapter(path) else lora.rank,
-        "end_ids": tuple(sorted(end_ids)),
+        "end_ids": end_ids,
         "seed": recipe.run.seed,
         "sleeps": engine.placement == "colocated",
         "options": engine.options,
@@ -228,7 +232,11 @@ def make_dialect(recipe: Recipe, *, end_ids: frozenset[int]) -> Dialect:
         return Sglang(SglangSettings(**settings, shares_memory=engine.url is None))
     from querl.rollout.vllm import Vllm, VllmSettings
 
-    return Vllm(VllmSettings(**settings, cache_bytes=_cache_bytes(recipe)))
+    settings |= {"is_elsewhere": engine.url is not None, "cache_bytes": _cache_bytes(recipe)}
+    if engine.url is not None and urlsplit(engine.url).hostname not in HERE:
+        # the one folder that we know of which a cluster's machines usually all see
+        settings["adapter_folder"] = Path.cwd()
+    return Vllm(VllmSettings(**settings))
 
 
 def _cache_bytes(recipe: Recipe) -> int | None:
@@ -240,16 +248,3 @@ def _cache_bytes(recipe: Recipe) -> int | None:
     if shape is None or not torch.cuda.is_available():
         return None
     return plan(shape, plan_settings(recipe)).kv_cache or None
-
-
-def _end_ids(recipe: Recipe, speaker: Speaker) -> frozenset[int]:
-    """What ends a message of the history, and the end tokens that model and tokenizer name."""
-    path = model_path(recipe)
-    folder = base_of(path) if is_adapter(path) else path
-    named: list[object] = [speaker.tokenizer.eos_token_id]
-    if (folder / GENERATION_CONFIG_NAME).exists():
-        named.append(GenerationConfig.from_pretrained(folder).eos_token_id)
-    ends = {speaker.history.end_id}
-    for end in named:
-        ends.update(end if isinstance(end, list) else [end] if isinstance(end, int) else [])
-    return frozenset(ends)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -162,18 +163,24 @@ async def train_prepared(
                 cursor = checkpoint.cursor["group"]
             placement = await _placement(recipe, prepared, player, say)
             await placement.publish(learner.step)
-            await train(
-                recipe.run,
-                _stream(recipe, prepared, player, first_group=cursor),
-                learner,
-                placement=placement,
-                teaching=Teaching(
-                    credit=prepared.credit,
-                    leave_out=left_out_by(recipe),
-                ),
-                evaluate=_validation(recipe, prepared, player, on_done),
-                log=run,
-            )
+            # what is loaded now stays: looking at it again and again stops thousands of episodes
+            gc.collect()
+            gc.freeze()
+            try:
+                await train(
+                    recipe.run,
+                    _stream(recipe, prepared, player, first_group=cursor),
+                    learner,
+                    placement=placement,
+                    teaching=Teaching(
+                        credit=prepared.credit,
+                        leave_out=left_out_by(recipe),
+                    ),
+                    evaluate=_validation(recipe, prepared, player, on_done),
+                    log=run,
+                )
+            finally:
+                gc.unfreeze()
 
 
 async def _placement(

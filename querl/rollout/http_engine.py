@@ -319,6 +319,7 @@ class HttpEngine:
         self._may_ask.clear()
         self._hang_up()
         last_words = self._server.last_words()
+        self._server.note(f"to be started anew, since {reason}")
         await self._disconnect()
         await self._server.kill()
         if time.monotonic() - self._restarted_at < AGAIN_S:

@@ -32,6 +32,7 @@ class ScriptedEngine:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, answer: Answer) -> None:
         self._tokenizer = tokenizer
         self._answer = answer
+        self._stops: dict[tuple[str, ...], StopStrings] = {}
         self._version = 0
         self._is_closed = False
 
@@ -59,7 +60,10 @@ class ScriptedEngine:
         )
 
     def _cut(self, written: list[int], sampling: Sampling) -> tuple[list[int], FinishReason]:
-        stops = StopStrings(self._tokenizer, sampling.stop, len(self._tokenizer))
+        if sampling.stop not in self._stops:  # its making reads the whole vocabulary
+            size = len(self._tokenizer)
+            self._stops[sampling.stop] = StopStrings(self._tokenizer, sampling.stop, size)
+        stops = self._stops[sampling.stop]
         end_id = self._tokenizer.eos_token_id
         assert isinstance(end_id, int), "the tokenizer has one end token"
         token_ids: list[int] = []

@@ -49,6 +49,10 @@ class Server(Protocol):
         """Whether it is known to answer no more."""
         ...
 
+    def note(self, text: str) -> None:
+        """Write into its log, where that is ours."""
+        ...
+
     def last_words(self) -> str:
         """What it said last, for messages; empty where that is not known."""
         ...
@@ -75,6 +79,9 @@ class RemoteServer:
     def has_ended(self) -> bool:
         """It may always come back."""
         return False
+
+    def note(self, text: str) -> None:
+        """Its log is elsewhere."""
 
     def last_words(self) -> str:
         """Its log is elsewhere."""
@@ -128,6 +135,11 @@ class ServerProcess:
     def has_ended(self) -> bool:
         """Whether the process has ended, or was never launched."""
         return self._process is None or self._process.poll() is not None
+
+    def note(self, text: str) -> None:
+        """Into its log, for who reads it later."""
+        with self._log.open("a", encoding="utf-8") as log:
+            log.write(f"querl: {text}\n")
 
     def last_words(self) -> str:
         """The last lines of its log, and where the rest is."""

@@ -98,7 +98,7 @@ def test_the_host_takes_about_the_same_steps() -> None:
     # is chance: few weights, each at most two steps apart
     apart = torch.cat(
         [
-            (mine - theirs).float().abs().flatten()
+            (mine - theirs).detach().float().abs().flatten()
             for mine, theirs in zip(models[0].parameters(), models[1].parameters(), strict=True)
         ]
     )

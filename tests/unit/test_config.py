@@ -121,12 +121,17 @@ def test_settings_that_are_not_built_yet_load_and_are_refused_by_training() -> N
         recipe.check_training()
 
 
+COLOCATED = ("engine.kind=vllm", "engine.placement=colocated")
+
+
 @pytest.mark.parametrize(
     ("overrides", "complaint"),
     [
         (("engine.kind=openai", "engine.url=http://a"), "tells no token ids"),
         (("engine.kind=vllm",), "set engine.placement=colocated"),
         (("engine.placement=colocated",), "for servers"),
+        ((*COLOCATED, "lora.rank=8", "lora.quantise=nf4"), "another policy"),
+        (("engine.kind=sglang", *COLOCATED[1:], "engine.top_p=0.9"), "set engine.top_p=1"),
         (("engine.kind=sglang", "engine.placement=separate"), "without engine.url is not built"),
     ],
 )
