@@ -92,6 +92,27 @@ def test_an_engine_with_other_weights_is_found_at_once() -> None:
         publishing(engine, policy, SideBySide(engine, policy, probe(engine, policy)), updates=0)
 
 
+def test_what_the_learner_rounds_by_the_company_a_sample_is_in_is_no_movement() -> None:
+    """In bf16 a sample's log-probs hang on the row that it is in, and the engine's stay."""
+    policy = learner()
+    engine = HfEngine(tiny_policy(), tiny_tokenizer())
+
+    async def rounded(samples):
+        found = await policy.logprobs(samples)
+        return [[x + 0.006 * len(samples) for x in logprobs] for logprobs in found]
+
+    async def go() -> Metrics:
+        question = Probe(engine, rounded, PROMPT, temperature=1.0, tolerance=0.25)
+        placement = SideBySide(engine, policy, question)
+        metrics = Metrics()
+        for version in range(3):
+            metrics.add(await placement.publish(version))
+        await engine.close()
+        return metrics
+
+    assert asyncio.run(go()).values()["probe/moved"] == 0
+
+
 def test_weights_that_stay_may_give_the_same_answer() -> None:
     policy = learner()
     engine = Deaf(tiny_policy(), tiny_tokenizer())
