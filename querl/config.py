@@ -123,6 +123,16 @@ class Recipe(Section):
                 "engine.options and engine.python are for a server that querl starts: leave them "
                 f"out, or set engine.kind=vllm or sglang (now {engine.kind}) and no engine.url"
             )
+        if engine.frontends > 1 and (engine.kind != "vllm" or engine.url is not None):
+            raise ConfigError(
+                f"engine.frontends={engine.frontends} is for a vllm server that querl starts: set "
+                f"engine.frontends=1, or engine.kind=vllm (now {engine.kind}) and no engine.url"
+            )
+        if engine.frontends > 1 and self.lora.rank:
+            raise ConfigError(
+                f"engine.frontends={engine.frontends}: each would have to be given every adapter, "
+                f"and vllm gives it to one: set engine.frontends=1 (lora.rank={self.lora.rank})"
+            )
 
     def check_training(self) -> None:
         """Refuse what an evaluation may do and training may not. Raises ConfigError."""

@@ -232,7 +232,16 @@ def make_dialect(recipe: Recipe, *, end_ids: tuple[int, ...]) -> Dialect:
         return Sglang(SglangSettings(**settings, shares_memory=engine.url is None))
     from querl.rollout.vllm import Vllm, VllmSettings
 
-    settings |= {"is_elsewhere": engine.url is not None, "cache_bytes": _cache_bytes(recipe)}
+    if engine.frontends > 1 and settings["rank"]:
+        raise ConfigError(
+            f"engine.frontends={engine.frontends} serve no adapter, and model.path={str(path)!r} "
+            "is one: set engine.frontends=1"
+        )
+    settings |= {
+        "is_elsewhere": engine.url is not None,
+        "cache_bytes": _cache_bytes(recipe),
+        "frontends": engine.frontends,
+    }
     if engine.url is not None and urlsplit(engine.url).hostname not in HERE:
         # the one folder that we know of which a cluster's machines usually all see
         settings["adapter_folder"] = Path.cwd()

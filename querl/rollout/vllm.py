@@ -40,10 +40,11 @@ class VllmSettings:
 
     ``context`` counts tokens of prompt and completion. ``memory_share`` is of the whole GPU:
     weights and cache; ``cache_bytes`` are of the cache, where vLLM shall not measure what is free.
-    ``rank`` > 0 serves an adapter of at most that rank. ``end_ids`` end a completion beside those
-    that the model's folder names. ``sleeps`` where the learner computes on the same GPUs.
-    ``options`` are flags by their names, and win over ours; False leaves one out. A server that is
-    elsewhere reads adapters from ``adapter_folder``, which both of us must see.
+    ``rank`` > 0 serves an adapter of at most that rank; ``frontends`` > 1 serve none. ``end_ids``
+    end a completion beside those that the model's folder names. ``sleeps`` where the learner
+    computes on the same GPUs. ``options`` are flags by their names, and win over ours; False leaves
+    one out. A server that is elsewhere reads adapters from ``adapter_folder``, which both of us
+    must see.
     """
 
     model: str
@@ -54,6 +55,7 @@ class VllmSettings:
     cache_bytes: int | None = None
     max_batch: int = 256
     tensor_parallel: int = 1
+    frontends: int = 1
     rank: int = 0
     end_ids: tuple[int, ...] = ()
     seed: int = 0
@@ -97,6 +99,7 @@ class Vllm:
             "kv_cache_memory_bytes": ours.cache_bytes,
             "max_num_seqs": ours.max_batch + 1,  # a seat for the question whether it lives
             "tensor_parallel_size": ours.tensor_parallel,
+            "api_server_count": ours.frontends if ours.frontends > 1 else None,
             "seed": ours.seed,
             "enable_prefix_caching": True,
             "enable_sleep_mode": ours.sleeps,
@@ -111,7 +114,10 @@ class Vllm:
             **(self._adapter_flags() if ours.rank else {}),
             **ours.options,
         }
-        return [python, "-m", "vllm.entrypoints.openai.api_server", *as_arguments(flags)]
+        # the entry that starts several frontends; they share its port
+        several = ("vllm.entrypoints.cli.main", "serve")
+        entry = several if ours.frontends > 1 else ("vllm.entrypoints.openai.api_server",)
+        return [python, "-m", *entry, *as_arguments(flags)]
 
     def _adapter_flags(self) -> dict[str, Any]:
         rank = next((rank for rank in LORA_RANKS if rank >= self._settings.rank), None)
@@ -131,7 +137,8 @@ class Vllm:
             "PYTHONPATH": folder if not found else os.pathsep.join([folder, found]),
             # the routes to pause, sleep and load, which are no others' on 127.0.0.1
             "VLLM_SERVER_DEV_MODE": "1",
-            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+            # several frontends refuse it, even without an adapter
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1" if self._settings.rank else "0",
             "VLLM_NO_USAGE_STATS": "1",
             # this one's kernels would be compiled when the server starts
             "VLLM_USE_FLASHINFER_SAMPLER": "0",

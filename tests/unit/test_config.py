@@ -149,6 +149,9 @@ def test_engines_that_cannot_train_are_refused_with_what_to_set(
         (("engine.url=http://a",), "the hf engine is none"),
         (("engine.options={seed=1}",), "for a server that querl starts"),
         (("engine.kind=vllm", "engine.url=http://a", "engine.python=python3"), "leave them out"),
+        (("engine.kind=sglang", "engine.frontends=4"), "set engine.frontends=1"),
+        (("engine.kind=vllm", "engine.url=http://a", "engine.frontends=4"), "that querl starts"),
+        (("engine.kind=vllm", "lora.rank=8", "engine.frontends=4"), "every adapter"),
     ],
 )
 def test_settings_of_a_server_where_there_is_none_are_refused(

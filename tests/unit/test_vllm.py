@@ -104,6 +104,23 @@ def test_a_cache_of_a_given_size_asks_for_no_share_of_a_gpu_that_others_load_on(
     assert float(found["gpu-memory-utilization"]) < 0.05
 
 
+def test_several_frontends_need_an_entry_of_their_own_and_no_route_for_adapters() -> None:
+    several = Vllm(replace(SETTINGS, frontends=4))
+    words = list(several.command(python="python", port=1234))
+    assert words[:4] == ["python", "-m", "vllm.entrypoints.cli.main", "serve"]
+    assert flags(words)["api-server-count"] == "4"
+    assert several.environment()["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "0"
+    assert several.environment()["VLLM_SERVER_DEV_MODE"] == "1"
+
+
+def test_one_frontend_takes_adapters() -> None:
+    one = Vllm(replace(SETTINGS, rank=8))
+    words = list(one.command(python="python", port=1234))
+    assert words[:3] == ["python", "-m", "vllm.entrypoints.openai.api_server"]
+    assert "api-server-count" not in flags(words)
+    assert one.environment()["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+
+
 def test_a_rank_is_rounded_up_to_one_that_vllm_takes() -> None:
     assert command(rank=24)["max-lora-rank"] == "32"
     assert command(rank=64)["max-lora-rank"] == "64"
