@@ -224,6 +224,10 @@ class Run(RunFolder):
         """Every validation so far, oldest first."""
         return durable.read_lines(self._evaluations)
 
+    def has_evaluation(self, step: int) -> bool:
+        """Whether the policy after ``step`` updates has been validated."""
+        return any(line["step"] == step for line in self.evaluations())
+
     def groups(self, step: int, groups: Sequence[Group]) -> None:
         """Write the step's trajectories, and name the slowest."""
         with saving(self.folder / "records"):
@@ -232,10 +236,13 @@ class Run(RunFolder):
             file.write(json.dumps({"step": step, "episodes": slowest(groups)}) + "\n")
 
     def evaluation(self, step: int, summary: dict[str, Any]) -> None:
-        """Write a validation."""
+        """Write a validation; a checkpoint of that step, which had none, is rated by it."""
         with saving(self._evaluations), self._evaluations.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **summary}) + "\n")
         self._latest = step, summary["accuracy"]
+        last = self.checkpoints.last()
+        if last is not None and last.step == step:
+            self.checkpoints.rate(last, summary["accuracy"])
         numbers = {f"eval/{k}": v for k, v in summary.items() if isinstance(v, int | float)}
         self._report(step, numbers)
         self._watcher.evaluated(step, summary)

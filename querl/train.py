@@ -55,6 +55,10 @@ class Log(Protocol):
         """The step's trajectories."""
         ...
 
+    def has_evaluation(self, step: int) -> bool:
+        """Whether the policy after ``step`` updates has been validated."""
+        ...
+
     def evaluation(self, step: int, summary: dict[str, Any]) -> None:
         """A validation of the policy after ``step`` updates."""
         ...
@@ -95,53 +99,74 @@ async def train(
     Everything that outlives a step is in ``learner`` and in ``stream.cursor``, so a run that is
     saved and started again goes on as if nothing had happened (ARCHITECTURE, invariant 8).
     The seconds that a checkpoint takes count to the step after it. Where the engine fails for good
-    the steps before are saved, and its EngineError goes on.
+    what was learnt is saved, and its EngineError goes on; a validation that it was lost in is made
+    when the run is started again.
     """
-    if learner.step == 0:
-        log.evaluation(0, await evaluate(0))
-    metrics, saved, cursor = Metrics(), learner.step, stream.cursor
+
+    def is_due(step: int) -> bool:
+        return step % run.eval_every == 0 or step == run.num_steps
+
+    if is_due(learner.step) and not log.has_evaluation(learner.step):
+        log.evaluation(learner.step, await evaluate(learner.step))
+    metrics, saved = Metrics(), learner.step
     async with stream:
-        try:
-            for step in range(learner.step + 1, run.num_steps + 1):
+        for step in range(learner.step + 1, run.num_steps + 1):
+            cursor = stream.cursor
+            try:
                 with metrics.time("step"):
-                    with metrics.time("rollout"):
-                        groups = await stream.next_step()
-                    with metrics.time("credit"):
-                        advantages_PGt = teaching.credit(groups)
-                        samples, left_out = to_samples(
-                            groups, advantages_PGt, leave_out=teaching.leave_out
-                        )
-                    with metrics.time("make_room"):
-                        metrics.add(await placement.make_room())
-                    with metrics.time("update"):
-                        metrics.add(await learner.update(samples))
-                    cursor = stream.cursor
-                    with metrics.time("publish"):
-                        metrics.add(await placement.publish(step))
-                    metrics.add(describe(groups, advantages_PGt, left_out, version=step - 1))
-                    metrics.add_sum("groups/replaced", stream.counts.replaced)
-                    stream.release_step()
-                    with metrics.time("records"):
-                        log.groups(step, groups)
-                    if step % run.eval_every == 0 or step == run.num_steps:
+                    await _improve(stream, learner, placement, teaching, log, metrics)
+                    if is_due(step):
                         with metrics.time("eval"):
                             log.evaluation(step, await evaluate(step))
-                # before the checkpoint: a run killed between the two makes both again
-                log.end_step(step, metrics)
-                log.faults(step, learner.faults)
-                metrics = Metrics()
-                is_last = step == run.num_steps or log.wants_to_stop
-                if step % run.save_every == 0 or is_last:
-                    with metrics.time("step"), metrics.time("save"):
-                        log.save(step, learner, stream.cursor)
-                    saved = step
-                if is_last:
-                    return
-        except EngineError:
-            # the engine is lost, what was learnt is not: at most one step is made again
-            if learner.step > saved:
-                log.save(learner.step, learner, cursor)
-            raise
+            except EngineError:
+                # the engine is lost, what was learnt is not: at most this step is made again
+                if learner.step == step:
+                    cursor = stream.cursor
+                    log.end_step(step, metrics)
+                    log.faults(step, learner.faults)
+                if learner.step > saved:
+                    log.save(learner.step, learner, cursor)
+                raise
+            # before the checkpoint: a run killed between the two makes both again
+            log.end_step(step, metrics)
+            log.faults(step, learner.faults)
+            metrics = Metrics()
+            is_last = step == run.num_steps or log.wants_to_stop
+            if step % run.save_every == 0 or is_last:
+                with metrics.time("step"), metrics.time("save"):
+                    log.save(step, learner, stream.cursor)
+                saved = step
+            if is_last:
+                return
+
+
+async def _improve(
+    stream: GroupStream,
+    learner: Learner,
+    placement: Placement,
+    teaching: Teaching,
+    log: Log,
+    metrics: Metrics,
+) -> None:
+    """One step, whose numbers join ``metrics``: sample, score, improve, publish."""
+    with metrics.time("rollout"):
+        groups = await stream.next_step()
+    with metrics.time("credit"):
+        advantages_PGt = teaching.credit(groups)
+        samples, left_out = to_samples(groups, advantages_PGt, leave_out=teaching.leave_out)
+    with metrics.time("make_room"):
+        metrics.add(await placement.make_room())
+    with metrics.time("update"):
+        metrics.add(await learner.update(samples))
+    step = learner.step
+    # before anything else may fail: what was learnt from is kept with what was learnt
+    metrics.add(describe(groups, advantages_PGt, left_out, version=step - 1))
+    metrics.add_sum("groups/replaced", stream.counts.replaced)
+    with metrics.time("records"):
+        log.groups(step, groups)
+    with metrics.time("publish"):
+        metrics.add(await placement.publish(step))
+    stream.release_step()
 
 
 def describe(

@@ -11,9 +11,12 @@ import pytest
 from company import company_recipe, listener, make_company
 from safetensors.torch import load_file
 
+from querl import records
+from querl.durable import read_lines
 from querl.errors import EngineError
 from querl.launch.training import prepare, train_locally, train_prepared
 from querl.rollout.hf import HfEngine
+from querl.rollout.probe import PROBE_GROUP
 from querl.run import Run
 
 
@@ -42,18 +45,20 @@ def test_a_run_that_has_ended_leaves_no_thread(tmp_path: Path) -> None:
     assert left == []
 
 
-@pytest.mark.parametrize("when", ["rollout", "publish"])
+@pytest.mark.parametrize("when", ["rollout", "publish", "validation"])
 def test_an_engine_that_fails_for_good_costs_no_more_than_the_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     """The third step's engine is lost; the run is saved, and goes on as if nothing had happened."""
     recipe = company_recipe(
-        make_company(tmp_path / "company"), "run.num_steps=4", "run.save_every=4"
+        make_company(tmp_path / "company"),
+        *("run.num_steps=4", "run.save_every=4", "run.eval_every=3"),
     )
     generate, load = HfEngine.generate, HfEngine.load_weights
 
-    async def lost_in_rollout(self, prompt_ids, sampling, key):
-        if self.version == 2:
+    async def lost_in_sampling(self, prompt_ids, sampling, key):
+        lost_at = {"rollout": 2, "validation": 3}[when]
+        if self.version == lost_at and key.group > PROBE_GROUP:
             raise EngineError("the server ended")
         return await generate(self, prompt_ids, sampling, key)
 
@@ -63,10 +68,10 @@ def test_an_engine_that_fails_for_good_costs_no_more_than_the_step(
         await load(self, weights, version)
 
     with monkeypatch.context() as broken, Run(tmp_path / "a", recipe, listener(), fresh=False) as a:
-        if when == "rollout":
-            broken.setattr(HfEngine, "generate", lost_in_rollout)
-        else:
+        if when == "publish":
             broken.setattr(HfEngine, "load_weights", lost_in_publish)
+        else:
+            broken.setattr(HfEngine, "generate", lost_in_sampling)
         with pytest.raises(EngineError, match="the server ended"):
             asyncio.run(train_locally(recipe, a, print))
         last = a.checkpoints.last()
@@ -75,10 +80,46 @@ def test_an_engine_that_fails_for_good_costs_no_more_than_the_step(
     for name in ("a", "b"):
         with Run(tmp_path / name, recipe, listener(), fresh=False) as run:
             asyncio.run(train_locally(recipe, run, print))
-    ends = [
-        load_file(tmp_path / name / "checkpoints/last/model/model.safetensors") for name in "ab"
-    ]
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_validation_that_the_engine_was_lost_in_is_made_by_the_run_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last one, so that the policy it is of would have no number and never be the best."""
+    recipe = company_recipe(make_company(tmp_path / "company"), "run.num_steps=3")
+    generate = HfEngine.generate
+
+    async def lost(self, prompt_ids, sampling, key):
+        if self.version == 3 and key.group > PROBE_GROUP:
+            raise EngineError("the server ended")
+        return await generate(self, prompt_ids, sampling, key)
+
+    with monkeypatch.context() as broken, Run(tmp_path / "a", recipe, listener(), fresh=False) as a:
+        broken.setattr(HfEngine, "generate", lost)
+        with pytest.raises(EngineError, match="the server ended"):
+            asyncio.run(train_locally(recipe, a, print))
+        last = a.checkpoints.last()
+        assert last is not None
+        assert (last.step, last.score) == (3, None)
+    with Run(tmp_path / "a", recipe, listener(), fresh=False) as a:
+        asyncio.run(train_locally(recipe, a, print))
+        last = a.checkpoints.last()
+        assert last is not None
+        assert (last.step, last.score) == (3, a.evaluations()[-1]["accuracy"])
+        assert [line["step"] for line in a.evaluations()] == [0, 2, 3]
+
+
+def assert_same_run(folder: Path, whole: Path) -> None:
+    """Weights, episodes, validations, and a line of numbers for each step."""
+    ends = [load_file(run / "checkpoints/last/model/model.safetensors") for run in (folder, whole)]
     assert all(ends[0][name].equal(ends[1][name]) for name in ends[1])
+    assert records.steps(folder / "records") == records.steps(whole / "records")
+    for file in ("evaluations.jsonl", "metrics.jsonl", "slowest.jsonl"):
+        lines = [read_lines(run / file) for run in (folder, whole)]
+        assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]]
+    scores = [run / "checkpoints" / "scores.json" for run in (folder, whole)]
+    assert set(json.loads(scores[1].read_text())) <= set(json.loads(scores[0].read_text()))
 
 
 def test_a_step_names_the_episodes_that_it_waited_for_longest(tmp_path: Path) -> None:
