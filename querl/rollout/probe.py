@@ -57,7 +57,8 @@ class Probe:
         self._tolerance = tolerance
         self._num_samples = num_samples
         self._asked: Answer | None = None  # of this version, to be compared
-        self._last: tuple[Answer, list[list[float]]] | None = None  # of the one before, compared
+        # the last answer that was another than the one before, and what the learner said of it then
+        self._last: tuple[Answer, list[list[float]]] | None = None
 
     async def ask(self) -> None:
         """Let the engine sample; its memory and weights are awake."""
@@ -74,7 +75,7 @@ class Probe:
         """Hold what was asked against the learner, whose weights are awake and still the same.
 
         Raises EngineError where the two are further apart than the tolerance (in nats a token), and
-        where the learner has moved since the last probe and the engine has not.
+        where the learner has moved since the engine's answer last changed.
         """
         metrics = Metrics()
         asked, self._asked = self._asked, None
@@ -93,13 +94,15 @@ class Probe:
                     f"the learner's weights moved by {moved:.4f} nats a token on a probe, and the "
                     "engine answers as before: weights or adapter did not reach it"
                 )
-        if self._tolerance and apart > self._tolerance:
+        if self._tolerance and not apart <= self._tolerance:  # nor where it is no number
             raise EngineError(
                 f"engine and learner are {apart:.3f} nats a token apart on a probe, "
                 f"algorithm.max_dlogprob={self._tolerance:g}: the engine has other weights, "
                 "another tokenizer or another dtype"
             )
-        self._last = asked, now
+        if self._last is None or asked != self._last[0]:
+            # else the next one is compared with this answer's first time: small steps add up
+            self._last = asked, now
         return metrics
 
 

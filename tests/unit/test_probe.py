@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 import pytest
@@ -22,12 +23,12 @@ PROMPT = tuple(tiny_tokenizer().encode("SELECT name FROM city WHERE"))
 SAMPLES = make_samples(4, 4)
 
 
-def learner(*, temperature: float = 1.0) -> FullLearner:
+def learner(*, temperature: float = 1.0, lr: float = 1e-2) -> FullLearner:
     return FullLearner(
         tiny_policy(),
         tiny_tokenizer(),
         loss=ClipLoss(),
-        optimizer=AdamWSettings(lr=1e-2),
+        optimizer=AdamWSettings(lr=lr),
         update=UpdateSettings(temperature=temperature),
     )
 
@@ -81,6 +82,20 @@ def test_weights_that_do_not_arrive_end_the_run(kind: type[SideBySide]) -> None:
         publishing(engine, policy, kind(engine, policy, probe(engine, policy)), updates=1)
 
 
+@pytest.mark.parametrize("kind", [SideBySide, TakingTurns])
+def test_weights_that_do_not_arrive_are_found_though_each_step_is_too_small_to_see(
+    kind: type[SideBySide],
+) -> None:
+    def run(*, updates: int) -> Metrics:
+        policy, engine = learner(lr=2e-5), Deaf(tiny_policy(), tiny_tokenizer())
+        placement = kind(engine, policy, probe(engine, policy))
+        return publishing(engine, policy, placement, updates=updates)
+
+    assert 0 < run(updates=1).values()["probe/moved"] < 1e-3
+    with pytest.raises(EngineError, match="did not reach it"):
+        run(updates=40)
+
+
 def test_an_engine_with_other_weights_is_found_at_once() -> None:
     policy = learner()
     other = tiny_policy()
@@ -90,6 +105,18 @@ def test_an_engine_with_other_weights_is_found_at_once() -> None:
     engine = Deaf(other, tiny_tokenizer())
     with pytest.raises(EngineError, match="nats a token apart"):
         publishing(engine, policy, SideBySide(engine, policy, probe(engine, policy)), updates=0)
+
+
+def test_a_learner_whose_log_probs_are_no_numbers_agrees_with_no_engine() -> None:
+    policy = learner()
+    engine = HfEngine(tiny_policy(), tiny_tokenizer())
+
+    async def broken(samples):
+        return [[math.nan for _ in logprobs] for logprobs in await policy.logprobs(samples)]
+
+    question = Probe(engine, broken, PROMPT, temperature=1.0, tolerance=0.25)
+    with pytest.raises(EngineError, match="nan nats a token apart"):
+        publishing(engine, policy, SideBySide(engine, policy, question), updates=0)
 
 
 def test_what_the_learner_rounds_by_the_company_a_sample_is_in_is_no_movement() -> None:
