@@ -6,7 +6,6 @@ FOLDER/metrics.jsonl         a line a step
 FOLDER/evaluations.jsonl     a line a validation
 FOLDER/slowest.jsonl         a line a step: the episodes that it waited for longest
 FOLDER/records/              the trajectories (``querl.records``)
-FOLDER/engine.log            what a server that samples says
 FOLDER/dumps/                batches that no update was made from (``querl.trainer.guards``)
 FOLDER/checkpoints/          last and best (``querl.trainer.checkpoint``)
 FOLDER/tensorboard/, wandb/  where ``run.loggers`` asks for them (``querl.loggers``)
@@ -43,8 +42,13 @@ if TYPE_CHECKING:
     from querl.trainer.learner import Learner
     from querl.types import Group
 
-# What may differ between a run and its resumption: it changes how long, not what is learnt.
-MAY_CHANGE = {("run", "keep_checkpoints"), ("run", "save_every"), ("run", "loggers")}
+# What may differ between a run and its resumption: it changes how long, not what is learnt. What an
+# engine's failure asks to change must be among it.
+MAY_CHANGE = {
+    *(("run", key) for key in ("keep_checkpoints", "save_every", "loggers")),
+    *(("engine", key) for key in ("url", "python", "start_timeout_s", "heartbeat_s")),
+    ("engine", "memory_share"),
+}
 # Settings that name a file or a folder, which may be spelt in many ways.
 NAME_PATHS = {
     ("data", "db"),
@@ -325,8 +329,7 @@ def _depends_on_length(recipe: Recipe) -> bool:
 
 def _empty(folder: Path) -> None:
     """Remove an earlier run, and only that: a folder that holds anything else is refused."""
-    known = {"recipe.toml", "derived.json", "metrics.jsonl", "evaluations.jsonl"}
-    known |= {"slowest.jsonl", "engine.log"}
+    known = {"recipe.toml", "derived.json", "metrics.jsonl", "evaluations.jsonl", "slowest.jsonl"}
     known |= {"records", "dumps", "checkpoints", "lock"} | FOLDERS
     found = {path.name.removeprefix(durable.UNFINISHED) for path in folder.iterdir()}
     strange = sorted(found - known)

@@ -155,6 +155,30 @@ def test_a_changed_recipe_on_the_folder_of_a_run_is_refused(company: Path, whole
         pass
 
 
+def test_what_an_engine_s_failure_asks_to_change_may_be_changed(
+    company: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last").symlink_to("step-000004")
+    served = ("engine.kind=vllm", "engine.placement=colocated")
+    recipe = company_recipe(company, *served)
+    (tmp_path / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
+    remedies = ("engine.start_timeout_s=900", "engine.heartbeat_s=60", "engine.memory_share=0.5")
+    for remedy in (*remedies, "engine.python=/opt/vllm/bin/python", "engine.url=http://gpu2:8000"):
+        with Run(tmp_path, company_recipe(company, *served, remedy), listener(), fresh=False):
+            pass
+    with (
+        pytest.raises(ConfigError, match=r"engine\.temperature = 1\.0, not 0\.5"),
+        Run(
+            tmp_path,
+            company_recipe(company, *served, "engine.temperature=0.5"),
+            listener(),
+            fresh=False,
+        ),
+    ):
+        pass
+
+
 def test_a_file_spelt_in_another_way_is_the_same_and_another_file_is_not(
     company: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
