@@ -81,10 +81,11 @@ def num_gpus(recipe: Recipe) -> int:
     """GPUs on each node that the recipe takes; 0 where it runs on the CPU here."""
     engine, learner = recipe.engine, recipe.learner
     of_engines = -(-engine.replicas * engine.tensor_parallel // learner.num_nodes)
+    wanted = max(learner.num_gpus, of_engines)
     if engine.placement == "separate":
-        wanted = learner.num_gpus + of_engines
-    else:
-        wanted = max(learner.num_gpus, of_engines)
+        # a copy of the hf engine lies beside the learner, and what has a URL is elsewhere
+        has_own = engine.kind in SERVERS and engine.url is None
+        wanted = learner.num_gpus + (of_engines if has_own else 0)
     must = wanted > 1 or engine.kind in SERVERS or recipe.lora.quantise != "none"
     must = must or recipe.model.device == "cuda"
     may = torch.cuda.is_available() and recipe.model.device != "cpu"
@@ -162,6 +163,9 @@ def _compute_bytes(recipe: Recipe) -> int:
 
 def _engine(recipe: Recipe) -> EnginePlan:
     engine, env, run = recipe.engine, recipe.env, recipe.run
+    is_separate = engine.placement == "separate"
+    if is_separate and engine.url is not None:
+        return EnginePlan(num_sequences=0)
     episodes = run.groups_per_step * run.group_size
     longest = env.max_prompt if env.max_turns == 1 else env.max_input
     is_shared = engine.placement == "shared"
@@ -173,7 +177,7 @@ def _engine(recipe: Recipe) -> EnginePlan:
         num_sequences=min(engine.max_batch, -(-episodes // engine.replicas)),
         context=longest + env.max_turn_tokens,
         most_bytes=share if engine.kind in SERVERS else None,
-        is_beside=engine.placement == "separate",
+        is_beside=is_separate and engine.kind == "hf",
     )
 
 

@@ -176,6 +176,26 @@ def test_the_remedy_for_a_full_gpu_is_for_what_fills_it() -> None:
         assert problem.endswith(f": set {remedy}")
 
 
+def test_a_server_elsewhere_takes_no_gpu_here() -> None:
+    colocated = needs(load_recipe(RECIPE_FOLDER / "spider-7b.toml"))
+    at_url = ("engine.placement=separate", "engine.url=http://gpu2:8000")
+    elsewhere = needs(load_recipe(RECIPE_FOLDER / "spider-7b.toml", at_url))
+    assert colocated is not None
+    assert elsewhere is not None
+    assert elsewhere.num_gpus == 1
+    assert elsewhere.plan.sampling == 0
+    assert elsewhere.plan.peak == elsewhere.plan.while_updating == colocated.plan.while_updating
+
+
+def test_a_copy_that_samples_beside_the_learner_needs_no_gpu_of_its_own(company: Path) -> None:
+    recipe = company / "recipe.toml"
+    taken = needs(company_recipe(company, "engine.placement=separate"))
+    assert taken is not None
+    assert taken.num_gpus == 0
+    assert taken.plan.engine_weights == taken.plan.weights
+    assert doctor(recipe, "engine.placement=separate", "run.max_lag=1")[0] == 0
+
+
 def test_on_the_cpu_nothing_leaves() -> None:
     recipe = load_recipe(
         RECIPE_FOLDER / "demo.toml",
