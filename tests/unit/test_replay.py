@@ -69,8 +69,8 @@ def assert_same_numbers(again: Replay, values: dict[str, float]) -> None:
     timed = ("time/", "speed/")
     assert again.has_its_weights
     names = {name for name in again.numbers if not name.startswith(timed)}
-    # what only the stream knows, and the engine's probe
-    left = {n for n in values if not n.startswith((*timed, "probe/"))} - names
+    # what only the stream knows, and the engine
+    left = {n for n in values if not n.startswith((*timed, "probe/", "engine/"))} - names
     assert left == {"groups/replaced"}
     different = {n for n in names if not same(again.numbers[n], values[n])}
     assert different == set()
