@@ -1,10 +1,11 @@
-"""The schema section of a prompt: rendered once a database, matched with each question."""
+"""The schema section of a prompt: read once a database, matched and rendered once a question."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from querl.sql.databases import database_kind
@@ -35,6 +36,8 @@ class ShownValues(StrEnum):
     SAMPLE = "sample"  # those, and one of every other column
 
 
+_KEPT_TEXTS = 256  # groups whose samples may begin side by side
+
 T = TypeVar("T")
 
 
@@ -55,7 +58,7 @@ class OncePerDatabase(Generic[T]):
         return await asyncio.shield(reading)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Known:
     schema: Schema
     index: ValueIndex | None
@@ -85,17 +88,20 @@ class DescribedSchemas:
         self._max_tokens = max_tokens
         self._count_tokens = count_tokens
         self._known = OncePerDatabase(self._read)
+        self._text = lru_cache(_KEPT_TEXTS)(self._describe)
 
     async def describe(self, task: Task) -> str:
         """The schema of a task's database as text. Raises DataError when it is missing."""
         known = await self._known.of(task.database)
-        asked = f"{task.question} {task.evidence}"
+        return self._text(task.database, known, f"{task.question} {task.evidence}")
+
+    def _describe(self, database: str, known: _Known, asked: str) -> str:
         matched: ColumnValues = {} if known.index is None else known.index.match(asked)
         values = matched
         if known.index is not None and self._values is ShownValues.SAMPLE:
             values = merge_values(known.index, matched)
 
-        spell = spelling(database_kind(task.database))
+        spell = spelling(database_kind(database))
 
         def render(schema: Schema) -> str:
             return render_schema(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from datetime import date
 from enum import StrEnum
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from querl.env.wire import TAG_NAMES
@@ -50,6 +51,7 @@ _FIXED_CLOCK = (
 # A thought that a generation prompt opens, or opens and closes: by our tags the model writes it.
 _BEGUN_THOUGHT = re.compile(r"<think>\s*(?:</think>\s*)?\Z")
 _PROBE = "probe"
+_KEPT_PROMPTS = 256  # groups whose samples may begin side by side
 
 
 class ChatFormat:
@@ -71,6 +73,7 @@ class ChatFormat:
         self._first_signs = re.compile("|".join(map(re.escape, sorted(first_signs))) or "(?!)")
         self._layout = _layout(tokenizer, template)
         self.takes_system = self._accepts_system()
+        self._prompt = lru_cache(_KEPT_PROMPTS)(self._encode_prompt)
 
     def token_id(self, token: str) -> int:
         """The id of one token by its text."""
@@ -86,6 +89,14 @@ class ChatFormat:
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of a text, nothing added."""
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Token ids of what begins an episode, encoded once for all samples of a group."""
+        return self._prompt(tuple(tuple(message.items()) for message in messages))
+
+    def _encode_prompt(self, messages: tuple[tuple[tuple[str, str], ...], ...]) -> tuple[int, ...]:
+        chat = [dict(message) for message in messages]
+        return self.encode(self.render(chat, add_generation_prompt=True))
 
     def decode(self, completion: Completion) -> str:
         """What a completion says, its end token left out and all else kept."""

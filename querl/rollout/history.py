@@ -96,7 +96,7 @@ class Conversation:
 
     def start(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """The ids of the first prompt."""
-        return _first_prompt(self._chat, messages)
+        return self._chat.prompt(messages)
 
     def text(self, completion: Completion) -> str:
         """What a completion says, without its end token."""
@@ -133,7 +133,7 @@ class Single:
 
     def start(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """The ids of the first prompt."""
-        return _first_prompt(self._chat, messages)
+        return self._chat.prompt(messages)
 
     def text(self, completion: Completion) -> str:
         """What a completion says, without its end token."""
@@ -181,7 +181,7 @@ class Stepwise:
 
     def start(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """The ids of the first prompt."""
-        return _first_prompt(self._chat, messages)
+        return self._chat.prompt(messages)
 
     def text(self, completion: Completion) -> str:
         """What a completion says, without its end token."""
@@ -196,7 +196,7 @@ class Stepwise:
             said = self._recall(self._chat.decode(turn.completion))
             chat.append({"role": "assistant", "content": said})
             chat.append({"role": "user", "content": turn.observation})
-        return _first_prompt(self._chat, chat)
+        return self._chat.encode(self._chat.render(chat, add_generation_prompt=True))
 
     def encode_turn(self, text: str, *, is_last: bool) -> tuple[int, ...]:  # noqa: ARG002
         """The text and the end token: every turn is a message of its own."""
@@ -213,10 +213,6 @@ HISTORIES: dict[str, Callable[[ChatFormat], History]] = {
 def without_thought(text: str) -> str:
     """A turn's text after its last ``</think>``; one that never closed a thought stays whole."""
     return text.rpartition("</think>")[2].lstrip("\n")
-
-
-def _first_prompt(chat: ChatFormat, messages: Sequence[Message]) -> tuple[int, ...]:
-    return chat.encode(chat.render(messages, add_generation_prompt=True))
 
 
 def _learn_user_turn(chat: ChatFormat, end_token: str) -> tuple[str, str, bool] | None:
