@@ -43,6 +43,13 @@ class Refused(EngineError):
         self.retry_after_s = retry_after_s
 
 
+def is_fault(error: EngineError) -> bool:
+    """Whether the server is at fault, and not what it was asked."""
+    return isinstance(error, ServerGone | Overdue) or (
+        isinstance(error, Refused) and error.status >= 500
+    )
+
+
 class Http:
     """A client of the server at ``url``. Closing it ends what is under way."""
 

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from querl.errors import EngineError
+from querl.rollout.chores import Chores
 from querl.rollout.engine import Sampling
-from querl.rollout.http import Http, Overdue, Refused, ServerGone
+from querl.rollout.http import Http, Overdue, Refused, ServerGone, is_fault
 from querl.rollout.noise import seed
 from querl.rollout.pieces import Pieces
 from querl.rollout.server import allow_connections, wait_until_ready
 from querl.types import Completion, FinishReason
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine
+    from collections.abc import Awaitable, Callable
     from typing import Any
 
     from transformers import PreTrainedTokenizerBase
@@ -77,7 +77,7 @@ class HttpEngine:
         self._heard_at = 0.0  # of the newest answer, or of the first request after a silence
         self._may_ask = asyncio.Event()
         self._change = asyncio.Lock()  # of what the server holds: one at a time
-        self._chores: set[asyncio.Task[None]] = set()  # of the engine, not of who awaits them
+        self._chores = Chores(self._break_off)
         self._watch: asyncio.Task[None] | None = None
 
     @property
@@ -113,9 +113,9 @@ class HttpEngine:
                 except (ServerGone, Overdue, Refused) as error:
                     if isinstance(error, Refused) and error.status == CUT_UNSEEN:
                         continue
-                    if not _is_fault(error):
+                    if not is_fault(error):
                         raise
-                    await self._see_to(self._mend(http, error))
+                    await self._chores.see_to(self._mend(http, error))
                 else:
                     if piece is not None:
                         pieces.add(piece, version)
@@ -129,36 +129,50 @@ class HttpEngine:
 
     async def load_weights(self, weights: Weights, version: int) -> None:
         """Cut what runs, load, and go on with what was cut. Asleep, the cache stays given back."""
-        async with self._changing() as http:
+
+        def note() -> None:
             self._weights, self._version = weights, version
+
+        async def load(http: Http) -> None:
             await self._take_weights_back(http)
             await self._load(http)
 
+        await self._chores.see_to(self._bring_about(note, load))
+        self._check_open()
+
     async def sleep(self) -> None:
         """Cut what runs, and give the GPU's memory back; requests wait until ``wake``."""
+
+        def note() -> None:
+            self._is_asleep = True
+
         if not self._is_asleep:
-            async with self._changing() as http:
-                self._is_asleep = True
-                await self._fall_asleep(http)
+            await self._chores.see_to(self._bring_about(note, self._fall_asleep))
+            self._check_open()
 
     async def wake(self) -> None:
         """Take the memory again; weights that ``sleep`` dropped and nobody loaded are loaded."""
+
+        def note() -> None:
+            self._is_asleep = False
+
+        async def wake(http: Http) -> None:
+            await self._take_weights_back(http)
+            if self._is_blank:
+                await self._load(http)
+            await self._dialect.wake_cache(http)
+
         if self._is_asleep:
-            async with self._changing() as http:
-                self._is_asleep = False
-                await self._take_weights_back(http)
-                if self._is_blank:
-                    await self._load(http)
-                await self._dialect.wake_cache(http)
+            await self._chores.see_to(self._bring_about(note, wake))
+            self._check_open()
 
     async def close(self) -> None:
         """End the server; all that wait get an EngineError."""
         self._free_all(f"the {self._dialect.name} engine is closed")
-        chores = {*self._chores, *([self._watch] if self._watch else [])}
-        for chore in chores:
-            chore.cancel()
-        if chores:
-            await asyncio.wait(chores)
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.wait([self._watch])
+        await self._chores.cancel()
         await self._disconnect()
         await self._server.close()
 
@@ -171,8 +185,9 @@ class HttpEngine:
     async def _up(self) -> Http:
         """Wait until requests may be sent."""
         if self._http is None and not self._change.locked():
-            await self._see_to(self._begin())
-        await self._may_ask.wait()
+            await self._chores.see_to(self._begin())
+        while not self._may_ask.is_set():  # it may be cleared between its call and our turn
+            await self._may_ask.wait()
         self._check_open()
         assert self._http is not None
         return self._http
@@ -202,7 +217,14 @@ class HttpEngine:
             return None
         answer = call.result()
         self._heard_at = time.monotonic()
-        return self._dialect.piece(answer)
+        try:
+            return self._dialect.piece(answer)
+        except (KeyError, TypeError, ValueError) as error:
+            raise EngineError(
+                f"{http.url}{route} answers otherwise than {self._dialect.name} does ({error!r}): "
+                "engine.url may be another server's, or this one of a version that querl "
+                "does not know"
+            ) from error
 
     async def _watch_over(self, prompt_ids: tuple[int, ...]) -> None:
         """While requests are open, find out whether a silent server lives."""
@@ -212,41 +234,43 @@ class HttpEngine:
                 await asyncio.sleep(self._heartbeat_s - quiet_s)
                 continue
             http, heard_at = self._http, self._heard_at
-            if http is None:
-                return  # it is being started; who asks then starts a watch
+            if http is None or not self._may_ask.is_set():
+                return  # it is being started or changed; who asks then starts a watch
             token = Sampling(max_tokens=1, temperature=0.0)
             try:
                 await self._ask(http, prompt_ids, token, 0, timeout_s=self._heartbeat_s)
-            except (ServerGone, Overdue, Refused) as error:
-                if not _is_fault(error):
+            except EngineError as error:
+                if not is_fault(error):
                     self._heard_at = time.monotonic()
                 elif self._heard_at == heard_at:
-                    await self._see_to(self._mend(http, error))
+                    await self._chores.see_to(self._mend(http, error))
 
     # --- what the server holds
 
-    @asynccontextmanager
-    async def _changing(self) -> AsyncIterator[Http]:
-        """The server, paused and without open requests; then it goes on, unless it sleeps.
+    async def _bring_about(
+        self, note: Callable[[], None], change: Callable[[Http], Awaitable[None]]
+    ) -> None:
+        """Pause the server, ``change`` it, and let it go on, unless it sleeps.
 
-        The wished state is noted before anything is asked of the server: where it fails at that,
-        a new one is brought into that state.
+        What is wished is noted before anything is asked of the server: where it fails at that, a
+        new one is brought into that state.
         """
         async with self._change:
             if self._http is None and self._end is None:
                 await self._start_or_give_up()
             self._check_open()
-            http = self._http
+            http, was_asleep = self._http, self._is_asleep
             assert http is not None
             self._may_ask.clear()
+            note()
             try:
-                if not self._is_asleep:
+                if not was_asleep:
                     await self._cut(http)
-                yield http
+                await change(http)
                 if not self._is_asleep:
                     await self._dialect.resume(http)
             except EngineError as error:
-                if not _is_fault(error):
+                if not is_fault(error):
                     await self._give_up(str(error))
                     raise
                 await self._restart(error)
@@ -254,7 +278,12 @@ class HttpEngine:
             self._go_on()
 
     async def _cut(self, http: Http) -> None:
-        await self._dialect.pause(http)
+        limit_s = 2 * self._heartbeat_s  # as long as a frozen server is given in mid-rollout
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._dialect.pause(http)
+        except TimeoutError as error:
+            raise Overdue(f"{http.url} did not pause in {limit_s:g} s") from error
         late = set(self._open)
         while late:
             done, late = await asyncio.wait(
@@ -290,15 +319,6 @@ class HttpEngine:
             self._has_weights = True
 
     # --- the server's life
-
-    async def _see_to(self, chore: Coroutine[Any, Any, None]) -> None:
-        """Do it to its end, even if who waits for it is cancelled. EngineErrors are told to all."""
-        task = asyncio.create_task(chore)
-        self._chores.add(task)
-        task.add_done_callback(self._chores.discard)
-        await asyncio.wait([task])
-        if not task.cancelled():
-            task.result()
 
     async def _begin(self) -> None:
         """Start the server, unless somebody has done so meanwhile."""
@@ -366,14 +386,11 @@ class HttpEngine:
         self._hang_up()
         self._may_ask.set()
 
+    def _break_off(self, error: BaseException) -> None:
+        # in what state the server was left nobody knows: nobody may wait for it
+        self._free_all(f"the {self._dialect.name} engine was left half changed: {error}")
+
     async def _disconnect(self) -> None:
         http, self._http = self._http, None
         if http is not None:
             await http.close()
-
-
-def _is_fault(error: EngineError) -> bool:
-    """Whether the server is at fault, and not what it was asked."""
-    return isinstance(error, ServerGone | Overdue) or (
-        isinstance(error, Refused) and error.status >= 500
-    )

@@ -26,6 +26,7 @@ POLL_S = 0.1
 END_S = 10.0  # for a server to end by itself, and for the system to take its memory back
 OTHER_FILES = 512  # than connections: databases, records, the model
 LINES_SHOWN = 12  # of a log, when a server failed
+BYTES_READ = 2**16  # of its end: it may have grown for days
 
 
 class Server(Protocol):
@@ -54,7 +55,7 @@ class Server(Protocol):
         ...
 
     def last_words(self) -> str:
-        """What it said last, for messages; empty where that is not known."""
+        """What it said last, or where that is found, for messages."""
         ...
 
     async def kill(self) -> None:
@@ -84,8 +85,8 @@ class RemoteServer:
         """Its log is elsewhere."""
 
     def last_words(self) -> str:
-        """Its log is elsewhere."""
-        return ""
+        """Where to look."""
+        return f"the log of {self.url} is where it runs"
 
     async def kill(self) -> None:
         """Not ours to end."""
@@ -137,15 +138,17 @@ class ServerProcess:
         return self._process is None or self._process.poll() is not None
 
     def note(self, text: str) -> None:
-        """Into its log, for who reads it later."""
-        with self._log.open("a", encoding="utf-8") as log:
+        """Into its log, for who reads it later; nothing where the disk is full."""
+        with contextlib.suppress(OSError), self._log.open("a", encoding="utf-8") as log:
             log.write(f"querl: {text}\n")
 
     def last_words(self) -> str:
         """The last lines of its log, and where the rest is."""
         if not self._log.exists():
             return ""
-        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+        with self._log.open("rb") as log:
+            log.seek(max(0, self._log.stat().st_size - BYTES_READ))
+            lines = log.read(BYTES_READ).decode(errors="replace").splitlines()
         return "\n".join([f"the last lines of {self._log}:", *lines[-LINES_SHOWN:]])
 
     async def kill(self) -> None:

@@ -1,0 +1,133 @@
+"""Engines over HTTP whose server is lost, or whose caller is, while what it holds is changed."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engines import SmallVllm, processes, save_policy, small_vllm, vllm_engine
+from tiny_policy import tiny_policy, tiny_tokenizer
+from unit.test_http_engine import (
+    KEY,
+    LONG,
+    OTHER,
+    PROMPT,
+    assert_sampled_by_other,
+    run,
+    strike,
+)
+
+from querl.errors import DataError, EngineError
+from querl.rollout.http_engine import HttpEngine
+from querl.rollout.server import ServerProcess
+from querl.trainer.weights import PublishedWeights
+from querl.types import Completion
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """Of a model; at the end of a test no process that was started with it may live."""
+    yield save_policy(tiny_policy(), tmp_path)
+    assert processes(tmp_path) == []
+
+
+def test_weights_for_a_server_that_died_reach_the_one_after_it(folder: Path) -> None:
+    async def work(engine: HttpEngine) -> Completion:
+        await engine.generate(PROMPT, LONG, KEY)
+        strike(folder, signal.SIGKILL)
+        await engine.load_weights(PublishedWeights(OTHER), version=7)
+        return await engine.generate(PROMPT, LONG, KEY)
+
+    engine = vllm_engine(folder)
+    assert_sampled_by_other(run(engine, work))
+    assert engine.num_restarts == 1
+
+
+class Slow(PublishedWeights):
+    """Take a while to be read."""
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for named in super().tensors():
+            signal.sigtimedwait([], 0.02)
+            yield named
+
+
+def test_who_stops_waiting_for_new_weights_leaves_an_engine_that_has_them(folder: Path) -> None:
+    async def work(engine: HttpEngine) -> Completion:
+        await engine.generate(PROMPT, LONG, KEY)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await engine.load_weights(Slow(OTHER), version=7)
+        async with asyncio.timeout(30):
+            return await engine.generate(PROMPT, LONG, KEY)
+
+    assert_sampled_by_other(run(vllm_engine(folder), work))
+
+
+class Unreadable(PublishedWeights):
+    """Weights that their owner cannot give."""
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        raise DataError("no such weights")
+
+
+def test_weights_that_cannot_be_read_leave_nobody_waiting(folder: Path) -> None:
+    async def work(engine: HttpEngine) -> None:
+        asked = asyncio.create_task(engine.generate(PROMPT, LONG, KEY))
+        await engine.generate(PROMPT, LONG, KEY)
+        with pytest.raises(DataError, match="no such weights"):
+            await engine.load_weights(Unreadable(OTHER), version=7)
+        async with asyncio.timeout(30):
+            await asyncio.gather(asked, return_exceptions=True)
+            with pytest.raises(EngineError, match="no such weights"):
+                await engine.generate(PROMPT, LONG, KEY)
+
+    run(vllm_engine(folder), work)
+
+
+@pytest.mark.slow
+def test_a_server_that_froze_before_new_weights_is_found_out_as_in_mid_rollout(
+    folder: Path,
+) -> None:
+    async def work(engine: HttpEngine) -> Completion:
+        await engine.generate(PROMPT, LONG, KEY)
+        strike(folder, signal.SIGSTOP)
+        async with asyncio.timeout(60):
+            await engine.load_weights(PublishedWeights(OTHER), version=7)
+        return await engine.generate(PROMPT, LONG, KEY)
+
+    engine = vllm_engine(folder, heartbeat_s=1.0)
+    assert_sampled_by_other(run(engine, work))
+    assert engine.num_restarts == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+def test_a_full_disk_for_the_log_does_not_end_the_run(folder: Path) -> None:
+    server = ServerProcess(small_vllm(folder), python=sys.executable, log=Path("/dev/full"))
+    server.note("to be started anew")
+    assert len(server.last_words()) < 2**17
+
+
+class Misdirected(SmallVllm):
+    """Asks on a route that answers something else."""
+
+    def request(self, *args: Any, **kwargs: Any) -> tuple[str, dict[str, Any]]:
+        return "/reset_prefix_cache", super().request(*args, **kwargs)[1]
+
+
+def test_an_answer_that_is_no_completion_is_told_with_where_it_came_from(folder: Path) -> None:
+    dialect = Misdirected(small_vllm(folder)._settings)
+    server = ServerProcess(dialect, python=sys.executable, log=folder / "engine.log")
+    engine = HttpEngine(dialect, server, tiny_tokenizer(), context=256)
+
+    async def work(engine: HttpEngine) -> None:
+        with pytest.raises(EngineError, match=r"answers otherwise than vllm does \(KeyError"):
+            await engine.generate(PROMPT, LONG, KEY)
+
+    run(engine, work)
