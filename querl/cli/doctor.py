@@ -81,9 +81,11 @@ def _check_engine(
     console: Console, recipe: Path | None, kind: str, overrides: Sequence[str]
 ) -> None:
     """A line a promise. Exits with 1 where one is broken."""
-    placement = "shared" if kind == "hf" else "colocated"
-    chosen = (f"engine.kind={kind}", f"engine.placement={placement}")
-    settings = load_recipe(recipe, (*chosen, *overrides))
+    settings = load_recipe(recipe, (f"engine.kind={kind}", *overrides))
+    wrong, right = ("colocated", "shared") if kind == "hf" else ("shared", "colocated")
+    if settings.engine.placement == wrong:  # which belongs to the recipe's own engine
+        chosen = (f"engine.kind={kind}", f"engine.placement={right}")
+        settings = load_recipe(recipe, (*overrides, *chosen))
     settings.check_training()
     from querl.launch.engine_check import check_engine
 
