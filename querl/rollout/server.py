@@ -109,6 +109,7 @@ class ServerProcess:
         self._log = log
         self.start_timeout_s = start_timeout_s
         self._port = 0
+        self._held: socket.socket | None = None  # bound to it: the system gives it to no other
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -120,7 +121,11 @@ class ServerProcess:
         """Begin to start it, and return at once. Nothing happens where it has been launched."""
         if self._process is not None:
             return
-        self._port = _free_port()
+        self._let_go_of_port()
+        self._held = _hold_port()
+        self._port = self._held.getsockname()[1]
+        if sys.platform != "linux":
+            self._let_go_of_port()  # elsewhere the server could not bind to it
         command = self._dialect.command(python=self._python, port=self._port)
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as log:
@@ -162,6 +167,12 @@ class ServerProcess:
         process, self._process = self._process, None
         if process is not None:
             await asyncio.to_thread(_end_in_peace, process)
+        self._let_go_of_port()
+
+    def _let_go_of_port(self) -> None:
+        if self._held is not None:
+            self._held.close()
+            self._held = None
 
 
 def allow_connections(count: int) -> None:
@@ -230,8 +241,13 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> bool:
     return True
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _hold_port() -> socket.socket:
+    """Holds a free port, at which the server may listen all the same, minutes later.
+
+    Linux lets two sockets have one address where both ask for that, as all of asyncio's and vLLM's
+    do, and where only one listens.
+    """
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return held

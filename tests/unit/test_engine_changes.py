@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from unit.test_http_engine import (
     OTHER,
     PROMPT,
     assert_sampled_by_other,
+    never_ready,
     run,
     strike,
 )
@@ -129,5 +131,18 @@ def test_an_answer_that_is_no_completion_is_told_with_where_it_came_from(folder:
     async def work(engine: HttpEngine) -> None:
         with pytest.raises(EngineError, match=r"answers otherwise than vllm does \(KeyError"):
             await engine.generate(PROMPT, LONG, KEY)
+
+    run(engine, work)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the server could not bind then")
+def test_nobody_is_given_a_servers_port_while_it_starts(folder: Path) -> None:
+    engine = never_ready(folder, ["sh", "-c", "sleep 60; true", str(folder)])
+
+    async def work(engine: HttpEngine) -> None:
+        engine._server.launch()
+        port = int(engine._server.url.rpartition(":")[2])
+        with socket.socket() as thief, pytest.raises(OSError, match="in use"):
+            thief.bind(("127.0.0.1", port))
 
     run(engine, work)
