@@ -15,16 +15,20 @@ of the step and not of timing.
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
     from querl.rollout.engine import Engine
     from querl.types import Group, Judgement, Task, Trajectory
+
+COLLECT_AFTER = 50_000  # objects; Python does after 700
 
 
 class TaskOrder:
@@ -150,11 +154,12 @@ class GroupStream:
 
     async def next_step(self) -> list[Group]:
         """The next ``groups_per_step`` groups in their order. Raises what a group's task raised."""
-        self._fill()
-        while len(self._state.ready) < self._groups_per_step:
-            self._changed.clear()
-            await self._changed.wait()
-            self._raise_failures()
+        with _seldom_collected():
+            self._fill()
+            while len(self._state.ready) < self._groups_per_step:
+                self._changed.clear()
+                await self._changed.wait()
+                self._raise_failures()
         step, self._state.ready = (
             self._state.ready[: self._groups_per_step],
             self._state.ready[self._groups_per_step :],
@@ -226,3 +231,17 @@ class GroupStream:
                 error = task.exception()
                 if error is not None:
                     raise error
+
+
+@contextmanager
+def _seldom_collected() -> Iterator[None]:
+    """Look for cycles seldom: a server's answers are many objects and no cycles.
+
+    Not during an update, where a cycle may hold a GPU's memory.
+    """
+    thresholds = gc.get_threshold()
+    gc.set_threshold(COLLECT_AFTER, *thresholds[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from querl.rollout.stream import GroupStream, TaskOrder
+from querl.rollout.stream import COLLECT_AFTER, GroupStream, TaskOrder
 from querl.types import Group, Judgement, StopReason, Task, Trajectory, Verdict
 
 TASKS = [Task(id=str(i), question="", database="x.sqlite") for i in range(7)]
@@ -146,6 +147,19 @@ def test_a_bug_in_an_episode_stops_the_run() -> None:
         run_steps(
             Sampler(delay=jittery(0), broken_group=2), num_steps=3, groups_per_step=2, max_lag=0
         )
+
+
+def test_cycles_are_seldom_looked_for_while_episodes_run_and_as_before_afterwards() -> None:
+    during: list[int] = []
+
+    def delay() -> float:
+        during.append(gc.get_threshold()[0])
+        return 0.0
+
+    before = gc.get_threshold()
+    run_steps(Sampler(delay=delay), num_steps=2, groups_per_step=2, max_lag=0)
+    assert during.count(COLLECT_AFTER) == 2 * 2 * 2, "each episode's; the others are between steps"
+    assert gc.get_threshold() == before
 
 
 def test_an_epoch_visits_every_task_once_and_epochs_differ() -> None:
