@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import os
 import shutil
 import sys
 import tempfile
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
     from querl.rollout.server import Server
 
 HERE = ("localhost", "127.0.0.1", "::1")
-LOG_FOLDER = "querl-engines"  # in the system's place for temporary files
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,12 +172,13 @@ def make_server_engine(recipe: Recipe, speaker: Speaker) -> tuple[HttpEngine, Se
     if engine.url is not None:
         server = RemoteServer(engine.url, start_timeout_s=engine.start_timeout_s)
     else:
-        folder = Path(tempfile.gettempdir()) / LOG_FOLDER
-        folder.mkdir(parents=True, exist_ok=True)
+        # no folder of ours in between: it would be another user's, and closed to us
+        descriptor, log = tempfile.mkstemp(prefix=f"querl-{engine.kind}-", suffix=".log")
+        os.close(descriptor)
         server = ServerProcess(
             dialect,
             python=engine.python or sys.executable,
-            log=Path(tempfile.mkstemp(prefix=f"{engine.kind}-", suffix=".log", dir=folder)[1]),
+            log=Path(log),
             start_timeout_s=engine.start_timeout_s,
         )
     return (

@@ -99,6 +99,7 @@ class ServerProcess:
     """A child process on 127.0.0.1 with a session of its own, what it says in the file ``log``.
 
     It ends with all its children when this process does, even by SIGKILL: ``keeper.py`` sees to it.
+    The log of one that never failed is removed when it is closed.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class ServerProcess:
         self._port = 0
         self._held: socket.socket | None = None  # bound to it: the system gives it to no other
         self._process: subprocess.Popen[bytes] | None = None
+        self._has_failed = False
 
     @property
     def url(self) -> str:
@@ -157,17 +159,21 @@ class ServerProcess:
         return "\n".join([f"the last lines of {self._log}:", *lines[-LINES_SHOWN:]])
 
     async def kill(self) -> None:
-        """End its whole process group at once: it may be stopped, or deaf."""
+        """End its whole process group at once: it may be stopped, or deaf. Its log is kept."""
+        self._has_failed = True
         process, self._process = self._process, None
         if process is not None:
             await asyncio.to_thread(_end, process)
 
     async def close(self) -> None:
         """Ask it to end, and end what is left of its process group after ``END_S`` seconds."""
+        self._has_failed |= self._process is not None and self.has_ended()
         process, self._process = self._process, None
         if process is not None:
             await asyncio.to_thread(_end_in_peace, process)
         self._let_go_of_port()
+        if not self._has_failed:
+            self._log.unlink(missing_ok=True)
 
     def _let_go_of_port(self) -> None:
         if self._held is not None:

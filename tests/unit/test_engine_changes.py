@@ -146,3 +146,18 @@ def test_nobody_is_given_a_servers_port_while_it_starts(folder: Path) -> None:
             thief.bind(("127.0.0.1", port))
 
     run(engine, work)
+
+
+def test_only_the_log_of_a_server_that_failed_is_left_behind(folder: Path) -> None:
+    async def start(engine: HttpEngine) -> None:
+        engine._server.launch()
+
+    async def fail(engine: HttpEngine) -> None:
+        with pytest.raises(EngineError, match="ended while it started"):
+            await engine.generate(PROMPT, LONG, KEY)
+
+    log = folder / "engine.log"
+    run(never_ready(folder, ["sh", "-c", "echo well; sleep 60; true", str(folder)]), start)
+    assert not log.exists()
+    run(never_ready(folder, ["sh", "-c", "echo broken; exit 3", str(folder)]), fail)
+    assert log.read_text() == "broken\n"
