@@ -35,7 +35,13 @@ class SharedBuffer:
 
     def __init__(self, bytes_: Tensor, address: Mapping[str, Any]) -> None:
         self._bytes = bytes_
+        self._file = Path(address["file"]) if "file" in address else None
         self.address = json.dumps(address)
+
+    def hide(self) -> None:
+        """All see it that shall: its name may go, so that no memory stays if we are killed."""
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
 
     def release(self) -> None:
         """Let the memory go, whoever still holds this object."""
@@ -125,7 +131,7 @@ def host_buffer(num_bytes: int) -> Iterator[SharedBuffer]:
             buffer.release()
     finally:
         os.close(descriptor)
-        Path(name).unlink()
+        Path(name).unlink(missing_ok=True)
 
 
 def _reserve(descriptor: int, num_bytes: int, folder: Path) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 CONTROL_S = 120.0  # to pause, to sleep, to load a part
 LEAST_SHARE = 0.01
+ADAPTER_BYTES = 2**32  # more than an adapter takes
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM takes no others as a largest rank
 LEAST_LOGPROB = -9999.0  # what vLLM writes for a token that it has no number of
 
@@ -256,17 +257,26 @@ class Vllm:
                 await _hand_over(http, buffer, tensors)
 
     async def _load_adapter(self, http: Http, weights: Weights) -> None:
+        from safetensors import SafetensorError
+
         from querl.rollout.transfer import memory_folder
 
         # A name of its own for each. Loaded in place, under the old name, an adapter is read from
         # its files again before each token; and no cached prefix of it was another adapter's.
         self._num_adapters += 1
         name = f"querl-{self._num_adapters}"
-        place = self._settings.adapter_folder or memory_folder(0)
-        with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=place) as folder:
-            await asyncio.to_thread(weights.save_adapter, Path(folder))
-            body = {"lora_name": name, "lora_path": folder}
-            await _control(http, "/v1/load_lora_adapter", body)
+        place = self._settings.adapter_folder or memory_folder(ADAPTER_BYTES)
+        try:
+            with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=place) as folder:
+                await asyncio.to_thread(weights.save_adapter, Path(folder))
+                if self._settings.is_elsewhere:
+                    Path(folder).chmod(0o755)  # for a server that another user runs
+                body = {"lora_name": name, "lora_path": folder}
+                await _control(http, "/v1/load_lora_adapter", body)
+        except (OSError, SafetensorError) as error:
+            raise EngineError(
+                f"the adapter for vllm could not be written to {place}: {error}: make room there"
+            ) from error
         self._adapter = name
 
 
@@ -291,6 +301,7 @@ async def _hand_over(
     http: Http, buffer: SharedBuffer, tensors: Sequence[tuple[str, Tensor]]
 ) -> None:
     await _in_workers(http, "querl_begin", buffer.address)
+    buffer.hide()
     filled = buffer.fill(tensors)
     while (contents := await asyncio.to_thread(next, filled, None)) is not None:
         await _in_workers(http, "querl_take", contents)

@@ -121,6 +121,18 @@ def test_the_file_behind_a_buffer_is_gone_afterwards() -> None:
     assert not path.exists()
 
 
+def test_a_buffer_that_was_hidden_is_still_seen_and_leaves_nothing_to_remove() -> None:
+    tensors = named(torch.randn(20))
+    with host_buffer(100) as buffer:
+        address = json.loads(buffer.address)
+        seen = see_buffer(address, CPU)
+        buffer.hide()
+        assert not Path(address["file"]).exists()
+        (told,) = buffer.fill(tensors)
+        ((_, found),) = copied_tensors(seen, json.loads(told), CPU)
+    assert found.equal(tensors[0][1])
+
+
 @pytest.mark.skipif(
     sys.platform != "linux", reason="elsewhere a file may promise what is not there"
 )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from errno import ENOSPC
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -318,6 +320,28 @@ def test_an_adapter_for_a_server_elsewhere_is_written_where_both_see_it(
     assert seen == [True, True]
     assert dialect.request((1,), SAMPLING, seed=0)[1]["model"] == "querl-1"
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+class Unwritable(PublishedWeights):
+    """On a full disk."""
+
+    is_adapter = True
+
+    def save_adapter(self, folder: Path) -> None:
+        raise OSError(ENOSPC, "No space left on device")
+
+
+def test_an_adapter_that_finds_no_room_is_told_with_where_it_looked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NoShare(NamedTuple):
+        free: int = 60 * 2**20  # as in a container with Docker's own settings
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _: NoShare())
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    load = Vllm(SETTINGS).load(Http("http://nowhere"), Unwritable(tiny_policy()))
+    with pytest.raises(EngineError, match=f"written to {tmp_path}: .*No space left.*: make room"):
+        asyncio.run(load)
 
 
 def test_a_server_that_keeps_what_it_had_computed_is_not_sampled_from() -> None:
