@@ -275,6 +275,16 @@ class Run(RunFolder):
                 logger.write(step, values)
 
 
+def check_unused(folder: Path) -> None:
+    """Raise CheckpointError where another run holds the folder, and leave no trace in it.
+
+    For who starts something costly before a ``Run`` takes the folder.
+    """
+    if (folder / "lock").exists():
+        with RunLock(folder):
+            pass
+
+
 def slowest(groups: Sequence[Group], most: int = 10) -> list[dict[str, Any]]:
     """The episodes that took longest, the slowest first: where, how long, and with what."""
     episodes = [

@@ -97,8 +97,10 @@ def train(
 def _train(console: Console, resolved: Recipe, folder: Path, *, fresh: bool) -> None:
     """Prepare, train and report."""
     from querl.launch.engines import starting_engine
+    from querl.run import check_unused
 
     resolved.check_training()
+    check_unused(folder)  # or an engine would take the memory of the run that is there
     with starting_engine(resolved) as engine:
         _train_with(engine, console, resolved, folder, fresh=fresh)
 

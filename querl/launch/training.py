@@ -161,6 +161,8 @@ async def train_prepared(
             if checkpoint is not None:
                 learner.load(checkpoint.folder)
                 cursor = checkpoint.cursor["group"]
+            if learner.step >= recipe.run.num_steps and run.has_evaluation(learner.step):
+                return  # nothing is left that a server should start for
             placement = await _placement(recipe, prepared, player, say)
             await placement.publish(learner.step)
             # what is loaded now stays: looking at it again and again stops thousands of episodes

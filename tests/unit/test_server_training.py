@@ -14,8 +14,10 @@ from engines import SmallVllm, processes
 
 from querl.errors import EngineError
 from querl.launch.training import train_locally
-from querl.rollout import vllm
+from querl.rollout import http_engine, vllm
+from querl.rollout.server import ServerProcess
 from querl.run import Run
+from querl.trainer.checkpoint import RunLock
 
 SERVED = ("engine.kind=vllm", "engine.placement=colocated", "run.num_steps=2")
 
@@ -72,6 +74,48 @@ def test_a_mistake_in_a_recipe_leaves_no_server_behind(company: Path, querl: Que
     code, _, err = querl("train", recipe, *SERVED, "reward.parts={nonsense=1}")
     assert code == 2
     assert "nonsense" in err
+    assert processes(company) == []
+
+
+@pytest.fixture
+def starts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What servers were started with."""
+    begun: list[str] = []
+    launch = ServerProcess.launch
+
+    def noted(self: ServerProcess) -> None:
+        begun.append("a server")
+        launch(self)
+
+    monkeypatch.setattr(ServerProcess, "launch", noted)
+    return begun
+
+
+def test_a_folder_in_use_is_refused_before_a_server_takes_its_run_s_memory(
+    tmp_path: Path, company: Path, querl: Querl, starts: list[str]
+) -> None:
+    arguments = ("train", company / "recipe.toml", *SERVED, "--out", tmp_path / "run")
+    with RunLock(tmp_path / "run"):
+        code, _, err = querl(*arguments)
+    assert code == 2
+    assert "in use by process" in err
+    assert starts == []
+
+
+def test_for_a_finished_run_no_server_is_waited_for(
+    tmp_path: Path, company: Path, querl: Querl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("train", company / "recipe.toml", *SERVED, "--out", tmp_path / "run")
+    assert querl(*arguments)[0] == 0
+
+    async def never(server: object, dialect: object, http: object) -> None:
+        raise AssertionError("nothing is left to sample")
+
+    monkeypatch.setattr(http_engine, "wait_until_ready", never)
+    code, out, err = querl(*arguments)
+    assert (code, err) == (0, "")
+    assert "holds a finished run" in out
+    assert "validation accuracy" in out
     assert processes(company) == []
 
 
