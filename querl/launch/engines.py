@@ -170,7 +170,9 @@ def make_server_engine(recipe: Recipe, speaker: Speaker) -> tuple[HttpEngine, Se
     dialect = make_dialect(recipe, end_ids=tuple(end for end in ends if isinstance(end, int)))
     server: Server
     if engine.url is not None:
-        server = RemoteServer(engine.url, start_timeout_s=engine.start_timeout_s)
+        key = os.environ.get(f"{engine.kind.upper()}_API_KEY")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        server = RemoteServer(engine.url, start_timeout_s=engine.start_timeout_s, headers=headers)
     else:
         # no folder of ours in between: it would be another user's, and closed to us
         descriptor, log = tempfile.mkstemp(prefix=f"querl-{engine.kind}-", suffix=".log")

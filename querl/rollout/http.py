@@ -18,6 +18,8 @@ MOST_SHOWN = 400  # characters of a server's complaint
 # Idle connections, before the server closes them: vLLM's and SGLang's do after 5 s. A request sent
 # at that moment is lost, and looks as if the server had ended.
 KEPT_S = 2.0
+NO_ENTRY = (401, 403)
+HOW_TO_ENTER = ": set its key as the environment variable VLLM_API_KEY or SGLANG_API_KEY"
 
 
 class ServerGone(EngineError):
@@ -103,7 +105,8 @@ class Http:
                 text = await response.text(errors="replace")
                 if response.status >= 400:
                     raise Refused(
-                        f"{self.url}{route} refused: {response.status} {text[:MOST_SHOWN]}",
+                        f"{self.url}{route} refused: {response.status} {text[:MOST_SHOWN]}"
+                        + (HOW_TO_ENTER if response.status in NO_ENTRY else ""),
                         status=response.status,
                         text=text,
                         retry_after_s=_seconds(response.headers.get("Retry-After")),

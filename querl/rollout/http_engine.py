@@ -359,7 +359,7 @@ class HttpEngine:
     async def _start(self) -> None:
         """Bring a new server into the wished state."""
         self._server.launch()
-        http = Http(self._server.url)
+        http = Http(self._server.url, headers=self._server.headers)
         try:
             await wait_until_ready(self._server, self._dialect, http)
             self._has_weights, self._is_blank = True, False

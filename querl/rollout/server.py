@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from querl.errors import EngineError
 from querl.rollout import keeper
-from querl.rollout.http import Overdue, Refused, ServerGone
+from querl.rollout.http import NO_ENTRY, Overdue, Refused, ServerGone
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from querl.rollout.dialect import Dialect
     from querl.rollout.http import Http
 
@@ -35,6 +37,11 @@ class Server(Protocol):
     @property
     def url(self) -> str:
         """Where it answers; another one after each launch."""
+        ...
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What it wants to be told with each request."""
         ...
 
     @property
@@ -70,9 +77,12 @@ class Server(Protocol):
 class RemoteServer:
     """A server elsewhere: it is neither started nor ended, only waited for."""
 
-    def __init__(self, url: str, *, start_timeout_s: float) -> None:
+    def __init__(
+        self, url: str, *, start_timeout_s: float, headers: Mapping[str, str] | None = None
+    ) -> None:
         self.url = url
         self.start_timeout_s = start_timeout_s
+        self.headers = headers or {}
 
     def launch(self) -> None:
         """Whoever runs it has done so."""
@@ -109,6 +119,7 @@ class ServerProcess:
         self._python = python
         self._log = log
         self.start_timeout_s = start_timeout_s
+        self.headers: Mapping[str, str] = {}
         self._port = 0
         self._held: socket.socket | None = None  # bound to it: the system gives it to no other
         self._process: subprocess.Popen[bytes] | None = None
@@ -200,24 +211,32 @@ def allow_connections(count: int) -> None:
 
 
 async def wait_until_ready(server: Server, dialect: Dialect, http: Http) -> None:
-    """Return once the server takes requests. Raises EngineError when it ends, or takes too long."""
+    """Return once the server takes requests.
+
+    Raises EngineError when it ends, takes too long, or wants a key that it is not given.
+    """
     deadline = time.monotonic() + server.start_timeout_s
-    while not await _is_ready(dialect, http):
+    while (problem := await _problem(dialect, http)) is not None:
         if server.has_ended():
             raise EngineError(f"{dialect.name} ended while it started")
         if time.monotonic() > deadline:
             raise EngineError(
-                f"{dialect.name} at {server.url} was not ready after {server.start_timeout_s:g} s: "
-                "set a larger engine.start_timeout_s, if it is only slow"
+                f"{dialect.name} at {server.url} was not ready after {server.start_timeout_s:g} s "
+                f"({problem}): set a larger engine.start_timeout_s, if it is only slow"
             )
         await asyncio.sleep(POLL_S)
 
 
-async def _is_ready(dialect: Dialect, http: Http) -> bool:
+async def _problem(dialect: Dialect, http: Http) -> str | None:
+    """Why it is not ready."""
     try:
-        return await dialect.is_ready(http)
-    except (ServerGone, Overdue, Refused):
-        return False
+        return None if await dialect.is_ready(http) else "it is starting"
+    except (ServerGone, Overdue) as error:
+        return str(error)
+    except Refused as error:
+        if error.status in NO_ENTRY:
+            raise
+        return str(error)
 
 
 def _end_in_peace(process: subprocess.Popen[bytes]) -> None:

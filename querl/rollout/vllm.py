@@ -141,6 +141,7 @@ class Vllm:
             # several frontends refuse it, even without an adapter
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1" if self._settings.rank else "0",
             "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_API_KEY": "",  # of servers elsewhere: ours would ask for it, too
             # this one's kernels would be compiled when the server starts
             "VLLM_USE_FLASHINFER_SAMPLER": "0",
             "HF_HUB_OFFLINE": "1",
@@ -152,10 +153,7 @@ class Vllm:
 
     async def is_ready(self, http: Http) -> bool:
         """Whether it takes requests; False while it is starting."""
-        try:
-            await http.get("/health", timeout_s=30.0)
-        except EngineError:
-            return False
+        await http.get("/health", timeout_s=30.0)
         return True
 
     def request(

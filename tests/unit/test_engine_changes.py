@@ -6,12 +6,14 @@ import asyncio
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from aiohttp import web
 from engines import SmallVllm, processes, save_policy, small_vllm, vllm_engine
 from tiny_policy import tiny_policy, tiny_tokenizer
 from unit.test_http_engine import (
@@ -26,8 +28,9 @@ from unit.test_http_engine import (
 )
 
 from querl.errors import DataError, EngineError
+from querl.rollout.http import Http
 from querl.rollout.http_engine import HttpEngine
-from querl.rollout.server import ServerProcess
+from querl.rollout.server import RemoteServer, ServerProcess, wait_until_ready
 from querl.trainer.weights import PublishedWeights
 from querl.types import Completion
 
@@ -161,3 +164,55 @@ def test_only_the_log_of_a_server_that_failed_is_left_behind(folder: Path) -> No
     assert not log.exists()
     run(never_ready(folder, ["sh", "-c", "echo broken; exit 3", str(folder)]), fail)
     assert log.read_text() == "broken\n"
+
+
+@asynccontextmanager
+async def gate(key: str) -> AsyncIterator[str]:
+    """The URL of something real that is ready for who has the key."""
+
+    async def health(request: web.Request) -> web.Response:
+        is_let_in = request.headers.get("Authorization") == f"Bearer {key}"
+        return web.Response(status=200 if is_let_in else 401)
+
+    app = web.Application()
+    app.router.add_get("/health", health)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+async def wait_for_gate(headers: dict[str, str]) -> None:
+    async with gate("open sesame") as url:
+        server = RemoteServer(url, start_timeout_s=60.0, headers=headers)
+        http = Http(server.url, headers=server.headers)
+        try:
+            await wait_until_ready(server, small_vllm(Path("none")), http)
+        finally:
+            await http.close()
+
+
+def test_a_server_elsewhere_is_given_its_key_and_asked_for_it_only_once() -> None:
+    asyncio.run(wait_for_gate({"Authorization": "Bearer open sesame"}))
+    with pytest.raises(EngineError, match=r"refused: 401.*set its key.*VLLM_API_KEY"):
+        asyncio.run(asyncio.wait_for(wait_for_gate({}), timeout=30))
+
+
+def test_a_server_of_ours_asks_for_no_key_that_another_one_has(folder: Path) -> None:
+    assert small_vllm(folder).environment()["VLLM_API_KEY"] == ""
+
+
+def test_a_wrong_url_is_told_with_what_went_wrong_there() -> None:
+    async def wait() -> None:
+        server = RemoteServer("https://127.0.0.1:1", start_timeout_s=0.5)
+        http = Http(server.url)
+        try:
+            await wait_until_ready(server, small_vllm(Path("none")), http)
+        finally:
+            await http.close()
+
+    with pytest.raises(EngineError, match=r"not ready after 0\.5 s \(.*Cannot connect"):
+        asyncio.run(wait())
