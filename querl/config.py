@@ -10,6 +10,7 @@ import difflib
 import tomllib
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ValidationError
 
@@ -117,6 +118,8 @@ class Recipe(Section):
                 f"engine.url={engine.url!r} is a server's, and the hf engine is none: set "
                 "engine.kind=vllm, sglang or openai"
             )
+        if engine.url is not None:
+            _check_url(engine.url, key=f"{engine.kind.upper()}_API_KEY")
         is_ours = engine.kind in SERVERS and engine.url is None
         if not is_ours and (engine.options or engine.python is not None):
             raise ConfigError(
@@ -227,6 +230,15 @@ class Recipe(Section):
             ]
             lines.append("")
         return "\n".join(lines)
+
+
+def _check_url(url: str, *, key: str) -> None:
+    """Raise ConfigError where it is no server's, or tells what a run's folder must not hold."""
+    parts = urlsplit(url)
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError(f"engine.url holds a password: take it out, and set {key}")
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ConfigError(f"engine.url={url!r} is no http:// or https:// URL of a server")
 
 
 def _toml_value(value: object) -> str:

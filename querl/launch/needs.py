@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -140,11 +140,6 @@ def check_endpoint(recipe: Recipe) -> str:
         raise ConfigError(
             "engine.kind=openai needs an endpoint: set engine.url, such as http://127.0.0.1:8000/v1"
         )
-    parts = urlsplit(url)
-    if parts.username is not None or parts.password is not None:
-        raise ConfigError(f"engine.url holds a password: take it out, and set {KEY_VARIABLE}")
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise ConfigError(f"engine.url={url!r} is no http:// or https:// URL of an endpoint")
     if recipe.model.path == TINY:
         raise ConfigError(
             f"engine.kind=openai plays a model of the endpoint at {url}: set model.path to its name"
@@ -193,6 +188,8 @@ def _missing_packages(recipe: Recipe) -> Iterator[str]:
     is_started_here = kind in SERVERS and engine.url is None and engine.python is None
     if is_started_here and importlib.util.find_spec(kind) is None:
         yield f"the package {kind}, for engine.kind: pip install 'querl[{kind}]'"
+    if engine.python is not None and shutil.which(engine.python) is None:
+        yield f"engine.python={engine.python!r}: name the interpreter that has {kind}"
     if kind in SERVERS and importlib.util.find_spec("aiohttp") is None:
         yield "the package aiohttp, for engine.kind: pip install 'querl[openai]'"
     has_4_or_8_bits = recipe.lora.quantise != "none" or recipe.optimizer.kind == "adamw8bit"

@@ -149,6 +149,8 @@ def test_engines_that_cannot_train_are_refused_with_what_to_set(
         (("engine.url=http://a",), "the hf engine is none"),
         (("engine.options={seed=1}",), "for a server that querl starts"),
         (("engine.kind=vllm", "engine.url=http://a", "engine.python=python3"), "leave them out"),
+        (("engine.kind=vllm", "engine.url=gpu2:8000"), "is no http:// or https:// URL"),
+        (("engine.kind=vllm", "engine.url=http://me:pw@gpu2"), "password: .* set VLLM_API_KEY"),
         (("engine.kind=sglang", "engine.frontends=4"), "set engine.frontends=1"),
         (("engine.kind=vllm", "engine.url=http://a", "engine.frontends=4"), "that querl starts"),
         (("engine.kind=vllm", "lora.rank=8", "engine.frontends=4"), "every adapter"),

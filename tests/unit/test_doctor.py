@@ -176,6 +176,14 @@ def test_the_remedy_for_a_full_gpu_is_for_what_fills_it() -> None:
         assert problem.endswith(f": set {remedy}")
 
 
+def test_an_interpreter_that_is_not_there_is_missing(company: Path) -> None:
+    served = ("engine.kind=vllm", "engine.placement=colocated")
+    _, out = doctor(company / "recipe.toml", *served, "engine.python=/nowhere/python")
+    assert "missing: engine.python='/nowhere/python': name the interpreter that has vllm" in out
+    _, out = doctor(company / "recipe.toml", *served, f"engine.python={sys.executable}")
+    assert "engine.python" not in out
+
+
 def test_a_server_elsewhere_takes_no_gpu_here() -> None:
     colocated = needs(load_recipe(RECIPE_FOLDER / "spider-7b.toml"))
     at_url = ("engine.placement=separate", "engine.url=http://gpu2:8000")
