@@ -20,7 +20,9 @@ from engines import CONTEXT, SmallVllm
 from tiny_policy import tiny_policy, tiny_tokenizer
 from transformers import PreTrainedModel
 
-from querl.errors import EngineError
+from querl.config import load_recipe
+from querl.errors import ConfigError, EngineError
+from querl.launch.engines import make_dialect
 from querl.rollout.engine import RequestKey, Sampling
 from querl.rollout.http import Http
 from querl.rollout.http_engine import HttpEngine
@@ -113,6 +115,14 @@ def test_several_frontends_need_an_entry_of_their_own_and_no_route_for_adapters(
     assert flags(words)["api-server-count"] == "4"
     assert several.environment()["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "0"
     assert several.environment()["VLLM_SERVER_DEV_MODE"] == "1"
+
+
+def test_an_adapter_that_is_to_be_evaluated_needs_a_single_frontend(tmp_path: Path) -> None:
+    named = {"base_model_name_or_path": str(tmp_path), "r": 8}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(named))
+    recipe = load_recipe(None, ("engine.kind=vllm", "engine.frontends=2", f"model.path={tmp_path}"))
+    with pytest.raises(ConfigError, match=r"engine\.frontends=2 .* set engine\.frontends=1"):
+        make_dialect(recipe, end_ids=())
 
 
 def test_one_frontend_takes_adapters() -> None:
