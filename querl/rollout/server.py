@@ -175,6 +175,7 @@ class ServerProcess:
         process, self._process = self._process, None
         if process is not None:
             await asyncio.to_thread(_end, process)
+        self._let_go_of_port()
 
     async def close(self) -> None:
         """Ask it to end, and end what is left of its process group after ``END_S`` seconds."""
