@@ -64,6 +64,9 @@ def needs(recipe: Recipe) -> Needs | None:
     learner = recipe.learner
     weights = settings.compute_bytes * shape.num_parameters
     loading = weights * max(learner.num_gpus, 1) if gpus else planned.peak
+    # an engine that sleeps keeps the base of an adapter on the host: nobody loads it again
+    takes_turns = recipe.engine.kind in SERVERS and recipe.engine.placement == "colocated"
+    kept = planned.engine_weights * gpus if takes_turns and recipe.lora.rank else 0
     return Needs(
         shape=shape,
         plan=planned,
@@ -71,7 +74,7 @@ def needs(recipe: Recipe) -> Needs | None:
         num_nodes=learner.num_nodes,
         gpu_bytes=_gpu_bytes(),
         is_gpu_assumed=gpus > 0 and not torch.cuda.is_available(),
-        host=loading + planned.offloaded * learner.num_gpus,
+        host=loading + kept + planned.offloaded * learner.num_gpus,
         disk=planned.checkpoint * (recipe.run.keep_checkpoints + 1),
         model_on_disk=2 * shape.num_parameters,
     )

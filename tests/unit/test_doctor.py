@@ -184,6 +184,15 @@ def test_an_interpreter_that_is_not_there_is_missing(company: Path) -> None:
     assert "engine.python" not in out
 
 
+def test_the_base_of_an_adapter_is_kept_on_the_host_while_its_engine_sleeps() -> None:
+    lora = needs(load_recipe(RECIPE_FOLDER / "spider-7b.toml"))
+    full = needs(load_recipe(RECIPE_FOLDER / "spider-7b.toml", ("lora.rank=0",)))
+    assert lora is not None
+    assert full is not None
+    assert lora.host == full.host + lora.plan.engine_weights
+    assert lora.plan.engine_weights == 2 * lora.shape.num_parameters
+
+
 def test_a_server_elsewhere_takes_no_gpu_here() -> None:
     colocated = needs(load_recipe(RECIPE_FOLDER / "spider-7b.toml"))
     at_url = ("engine.placement=separate", "engine.url=http://gpu2:8000")

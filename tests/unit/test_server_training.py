@@ -12,6 +12,7 @@ from company import company_recipe, listener, make_company
 from console import Querl
 from engines import SmallVllm, processes
 
+from querl import records
 from querl.errors import EngineError
 from querl.launch.training import train_locally
 from querl.rollout import http_engine, vllm
@@ -124,3 +125,30 @@ def test_a_run_is_evaluated_at_a_server(company: Path, querl: Querl) -> None:
     assert (code, err) == (0, "")
     assert "accuracy" in out
     assert processes(company) == []
+
+
+def test_a_run_s_adapter_says_at_a_server_what_it_says_here(
+    tmp_path: Path, company: Path, querl: Querl
+) -> None:
+    moving = ("optimizer.lr=0.05", "lora.rank=4", "lora.alpha=64")
+    train(company, tmp_path / "run", *moving)
+    here = ("engine.kind=hf", "engine.placement=shared")
+    for arguments in (
+        ("eval", tmp_path / "run", "--out", tmp_path / "server"),
+        ("eval", tmp_path / "run", *here, "--out", tmp_path / "here"),
+        ("eval", company / "recipe.toml", "--out", tmp_path / "base"),
+    ):
+        assert querl(*arguments)[0] == 0
+    server, ours, before = (said(tmp_path / name) for name in ("server", "here", "base"))
+    assert server == ours != before
+    assert processes(company) == []
+
+
+def said(folder: Path) -> list[str]:
+    """What the model said in each turn of an evaluation."""
+    return [
+        turn.text
+        for group in records.read_groups(folder, 0)
+        for trajectory in group.trajectories
+        for turn in trajectory.turns
+    ]
