@@ -26,17 +26,20 @@ SEND_S = 300.0
 class NcclSender:
     """Meets the server's workers at the first load, and again after one that failed.
 
+    A server that was started anew, which is spoken to by another ``Http``, has not met us either.
     Raises EngineError where vLLM cannot be imported: its workers speak to itself alone.
     """
 
     def __init__(self) -> None:
         self._group: Any = None
+        self._http: Http | None = None  # to the server whose workers are in it
 
     async def send(self, http: Http, tensors: Sequence[tuple[str, Tensor]]) -> None:
         """Load all of them into a paused server."""
         device = next((t.device for _, t in tensors if t.is_cuda), torch.device("cuda", 0))
-        group = self._group or await self._join(http, device)
-        self._group = None  # a transfer that fails leaves it unusable
+        has_met = self._group is not None and self._http is http
+        group = self._group if has_met else await self._join(http, device)
+        self._group, self._http = None, http  # a transfer that fails leaves it unusable
         contents = {
             "names": [name for name, _ in tensors],
             "dtype_names": [str(tensor.dtype).removeprefix("torch.") for _, tensor in tensors],
