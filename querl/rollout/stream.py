@@ -217,8 +217,10 @@ class GroupStream:
         """Take finished groups off the front of the line; replace those without signal."""
         state = self._state
         while state.entries and (group := state.entries[0].group) is not None:
+            # before it leaves the line, where a failure of its task would be looked for
+            is_kept = self._keep(group)
             state.entries.pop(0)
-            if self._keep(group) or state.counts.replaced >= self._refill_budget:
+            if is_kept or state.counts.replaced >= self._refill_budget:
                 state.ready.append(group)
             else:
                 state.counts.replaced += 1

@@ -149,6 +149,31 @@ def test_a_bug_in_an_episode_stops_the_run() -> None:
         )
 
 
+def test_a_bug_in_the_choice_of_groups_stops_the_run() -> None:
+    """A credit may be anybody's own; the group that it fails on must not be waited for."""
+
+    def keep(group: Group) -> bool:
+        if group.id == 1:
+            raise ValueError("a bug of yours")
+        return True
+
+    async def main() -> None:
+        async with (
+            GroupStream(
+                TaskOrder(TASKS, seed=1),
+                Sampler(delay=lambda: 0.001),
+                Attendance(),  # type: ignore[arg-type]
+                keep=keep,
+                groups_per_step=2,
+            ) as stream,
+            asyncio.timeout(5),
+        ):
+            await stream.next_step()
+
+    with pytest.raises(ValueError, match="a bug of yours"):
+        asyncio.run(main())
+
+
 def test_cycles_are_seldom_looked_for_while_episodes_run_and_as_before_afterwards() -> None:
     during: list[int] = []
 
