@@ -12,13 +12,14 @@ if TYPE_CHECKING:
 def as_arguments(flags: Mapping[str, Any]) -> list[str]:
     """``{"tp_size": 2, "enable_lora": True}`` as ``--tp-size 2 --enable-lora``.
 
-    None and False are left out; a list is several words, a table JSON.
+    None and False are left out; a list is several words, a table JSON. Of one name with ``_`` and
+    with ``-`` the last value counts.
     """
     arguments: list[str] = []
-    for name, value in flags.items():
+    for name, value in {name.replace("_", "-"): value for name, value in flags.items()}.items():
         if value is None or value is False:
             continue
-        arguments.append("--" + name.replace("_", "-"))
+        arguments.append("--" + name)
         if isinstance(value, list | tuple):
             arguments += map(str, value)
         elif isinstance(value, dict):

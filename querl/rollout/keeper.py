@@ -13,12 +13,21 @@ import subprocess
 import sys
 import threading
 
+NOT_STARTED = 127
+
 
 def main(command: list[str]) -> int:
-    """The command's exit code, 128 and the signal's number where a signal ended it."""
+    """The command's exit code, 128 and the signal's number where a signal ended it.
+
+    Where it cannot be started it says why, and gives what a shell would.
+    """
     # not ignored, which the command would inherit: it ends itself, and we with its exit code
     signal.signal(signal.SIGTERM, lambda *_: None)
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    try:
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    except OSError as error:
+        sys.stderr.write(f"{command[0]}: {error.strerror}: set engine.python to an interpreter\n")
+        return NOT_STARTED
     threading.Thread(target=_end_with_starter, daemon=True).start()
     code = child.wait()
     return code if code >= 0 else 128 - code

@@ -216,3 +216,12 @@ def test_a_wrong_url_is_told_with_what_went_wrong_there() -> None:
 
     with pytest.raises(EngineError, match=r"not ready after 0\.5 s \(.*Cannot connect"):
         asyncio.run(wait())
+
+
+def test_an_interpreter_that_is_not_there_is_told_in_one_line(folder: Path) -> None:
+    async def work(engine: HttpEngine) -> None:
+        with pytest.raises(EngineError, match=r"/no/python: No such file.*: set engine\.python"):
+            await engine.generate(PROMPT, LONG, KEY)
+
+    run(never_ready(folder, ["/no/python", str(folder)]), work)
+    assert "Traceback" not in (folder / "engine.log").read_text()

@@ -100,6 +100,12 @@ def test_options_win_over_ours_and_false_leaves_a_flag_out() -> None:
     assert json.loads(found["compilation-config"]) == {"level": 0}
 
 
+def test_an_option_may_be_spelt_as_the_flag_is() -> None:
+    found = command(options={"max-model-len": 99, "enable-sleep-mode": False})
+    assert found["max-model-len"] == "99"
+    assert "enable-sleep-mode" not in found
+
+
 def test_a_cache_of_a_given_size_asks_for_no_share_of_a_gpu_that_others_load_on() -> None:
     assert command()["gpu-memory-utilization"] == "0.8"
     assert "kv-cache-memory-bytes" not in command()
