@@ -14,7 +14,7 @@ from rich.console import Console
 
 from querl.cli.paths import CheckpointOption, folder_to_be, recipe_of, starting_model_note
 from querl.cli.progress import progress
-from querl.config import SERVERS, Recipe, load_recipe
+from querl.config import Recipe, load_recipe
 from querl.errors import ConfigError
 from querl.eval import report
 from querl.sql.compare import CompareMode
@@ -129,14 +129,11 @@ async def _play(
 def _opening(recipe: Recipe, console: Console) -> AbstractAsyncContextManager[Player]:
     """Who plays: the recipe's own model, or one at an endpoint."""
     from querl.launch.endpoint import open_endpoint
-    from querl.launch.engines import open_player
-    from querl.launch.local import load_policy, load_speaker
+    from querl.launch.engines import load_asked, open_player
     from querl.launch.needs import check_endpoint
 
-    if recipe.engine.kind in SERVERS:
-        return open_player(recipe, load_speaker(recipe))
     if recipe.engine.kind != "openai":
-        return open_player(recipe, load_policy(recipe))
+        return open_player(recipe, load_asked(recipe))
     check_endpoint(recipe)
 
     def say(note: str) -> None:

@@ -20,6 +20,7 @@ from querl.config import SERVERS
 from querl.errors import ConfigError
 from querl.launch.local import (
     Policy,
+    load_policy,
     load_speaker,
     make_env,
     make_judge,
@@ -114,6 +115,11 @@ async def player_of(
         finally:
             await engine.close()
             cache.close()
+
+
+def load_asked(recipe: Recipe) -> Speaker:
+    """The recipe's model, as far as its engine needs it here: a server loads the weights itself."""
+    return load_speaker(recipe) if recipe.engine.kind in SERVERS else load_policy(recipe)
 
 
 def episode_limits(recipe: Recipe) -> EpisodeLimits:

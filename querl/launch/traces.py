@@ -15,10 +15,9 @@ from querl.data.thoughts import describe_query, name_tables
 from querl.data.trace_maker import TraceMaker
 from querl.data.traces import OWN_KINDS, TraceKind
 from querl.errors import ConfigError
-from querl.launch.engines import open_player
+from querl.launch.engines import load_asked, open_player
 from querl.launch.local import (
     check_suite,
-    load_policy,
     make_env,
     model_path,
     open_databases,
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from querl.data.own_samples import Played
     from querl.data.trace_maker import Made
     from querl.data.traces import Trace
-    from querl.launch.local import Policy
+    from querl.launch.local import Speaker
     from querl.sql.database import Databases, Limits, Schema
     from querl.types import QueryResult, Task
 
@@ -124,15 +123,15 @@ async def make_traces(
     """
     shares = {TraceKind(kind): share for kind, share in recipe.sft.shares.items()}
     _check_shares(shares, asking)
-    policy = None
+    speaker = None
     if asking is not None:
         check_suite(recipe, [question.task for question in questions])
-        policy = load_policy(recipe)
+        speaker = load_asked(recipe)
     # only by the model's own count are a cut schema's tables those that the model will be shown
     tokenizer = load_tokenizer(model_path(recipe)) if recipe.prompt.max_schema_tokens else None
     async with open_databases(recipe) as databases:
         counted = CountedDatabases(databases)
-        async with _open_own(recipe, policy, asking, len(questions), on_done) as own:
+        async with _open_own(recipe, speaker, asking, len(questions), on_done) as own:
             maker = TraceMaker(
                 counted,
                 make_env(recipe, counted, tokenizer),
@@ -152,7 +151,7 @@ async def make_traces(
         shares=shares,
         num_executed=counted.num_executed,
         num_samples=asking.num_samples if asking is not None else 0,
-        count_tokens=_token_counter(policy) if policy is not None else None,
+        count_tokens=_token_counter(speaker) if speaker is not None else None,
     )
 
 
@@ -173,13 +172,13 @@ def _check_shares(shares: dict[TraceKind, float], asking: Asking | None) -> None
 @asynccontextmanager
 async def _open_own(
     recipe: Recipe,
-    policy: Policy | None,
+    speaker: Speaker | None,
     asking: Asking | None,
     num_questions: int,
     on_done: HowFar,
 ) -> AsyncIterator[OwnSamples | None]:
     """What plays the model's episodes, or None where none is asked."""
-    if policy is None or asking is None:
+    if speaker is None or asking is None:
         yield None
         return
     num_episodes = 0
@@ -189,7 +188,7 @@ async def _open_own(
         num_episodes += 1
         on_done(num_episodes / asking.num_samples, num_questions)
 
-    async with open_player(recipe, policy) as player:
+    async with open_player(recipe, speaker) as player:
 
         async def sample(tasks: Sequence[Task]) -> list[list[Played]]:
             episodes = await validate(
@@ -207,5 +206,5 @@ async def _open_own(
         yield OwnSamples(sample=sample, keep=asking.keep)
 
 
-def _token_counter(policy: Policy) -> Callable[[Sequence[Trace]], int]:
-    return lambda traces: len(encode_traces(traces, policy.history).token_ids)
+def _token_counter(speaker: Speaker) -> Callable[[Sequence[Trace]], int]:
+    return lambda traces: len(encode_traces(traces, speaker.history).token_ids)

@@ -14,6 +14,7 @@ from engines import SmallVllm, processes
 
 from querl import records
 from querl.errors import EngineError
+from querl.launch import local
 from querl.launch.training import train_locally
 from querl.rollout import http_engine, vllm
 from querl.rollout.server import ServerProcess
@@ -141,6 +142,21 @@ def test_a_run_s_adapter_says_at_a_server_what_it_says_here(
         assert querl(*arguments)[0] == 0
     server, ours, before = (said(tmp_path / name) for name in ("server", "here", "base"))
     assert server == ours != before
+    assert processes(company) == []
+
+
+def test_traces_of_a_server_s_own_model_load_no_second_one_here(
+    tmp_path: Path, company: Path, querl: Querl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise AssertionError("the server has the weights, and little memory beside them")
+
+    monkeypatch.setattr(local, "load_model", refuse)
+    own = ("--samples", "2", "sft.shares={sampled=1.0}", "--out", tmp_path / "traces.jsonl")
+    code, _, err = querl("data", "traces", company / "recipe.toml", *SERVED, *own)
+    assert (code, err) == (0, "")
+    report = json.loads((tmp_path / "traces.report.json").read_text(encoding="utf-8"))
+    assert report["samples"]["episodes"] == 8
     assert processes(company) == []
 
 
