@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from querl.rollout.transfer import SharedBuffer
 
 CONTROL_S = 120.0  # to pause, to sleep, to load a part
+ALIVE_S = 20.0  # to say so
 LEAST_SHARE = 0.01
 ADAPTER_BYTES = 2**32  # more than an adapter takes
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM takes no others as a largest rank
@@ -223,6 +224,8 @@ class Vllm:
 
     async def _wake(self, http: Http, tag: str) -> None:
         if self._settings.sleeps:
+            # a frozen server is found out before it is given the time that waking may take
+            await http.get("/health", timeout_s=ALIVE_S)
             await _control(http, "/wake_up", params={"tags": tag})
 
     async def load(self, http: Http, weights: Weights) -> None:

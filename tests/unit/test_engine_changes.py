@@ -225,3 +225,22 @@ def test_an_interpreter_that_is_not_there_is_told_in_one_line(folder: Path) -> N
 
     run(never_ready(folder, ["/no/python", str(folder)]), work)
     assert "Traceback" not in (folder / "engine.log").read_text()
+
+
+@pytest.mark.slow
+def test_a_server_that_froze_asleep_is_found_out_before_it_wakes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("querl.rollout.vllm.ALIVE_S", 1.0)
+
+    async def work(engine: HttpEngine) -> Completion:
+        await engine.load_weights(PublishedWeights(OTHER), version=7)
+        await engine.sleep()
+        strike(folder, signal.SIGSTOP)
+        async with asyncio.timeout(60):
+            await engine.wake()
+        return await engine.generate(PROMPT, LONG, KEY)
+
+    engine = vllm_engine(folder)
+    assert_sampled_by_other(run(engine, work))
+    assert engine.num_restarts == 1
