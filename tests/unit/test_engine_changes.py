@@ -42,6 +42,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     assert processes(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_weights_for_a_server_that_died_reach_the_one_after_it(folder: Path) -> None:
     async def work(engine: HttpEngine) -> Completion:
         await engine.generate(PROMPT, LONG, KEY)
@@ -63,6 +64,7 @@ class Slow(PublishedWeights):
             yield named
 
 
+@pytest.mark.slow
 def test_who_stops_waiting_for_new_weights_leaves_an_engine_that_has_them(folder: Path) -> None:
     async def work(engine: HttpEngine) -> Completion:
         await engine.generate(PROMPT, LONG, KEY)
@@ -126,6 +128,7 @@ class Misdirected(SmallVllm):
         return "/reset_prefix_cache", super().request(*args, **kwargs)[1]
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_no_completion_is_told_with_where_it_came_from(folder: Path) -> None:
     dialect = Misdirected(small_vllm(folder)._settings)
     server = ServerProcess(dialect, python=sys.executable, log=folder / "engine.log")

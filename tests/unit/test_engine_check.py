@@ -116,6 +116,7 @@ class Unseeded(SmallSglang):
 
 
 @pytest.mark.parametrize("kind", ["vllm", "sglang"])
+@pytest.mark.slow
 def test_a_server_keeps_its_promises(
     querl: Querl, company: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -127,6 +128,7 @@ def test_a_server_keeps_its_promises(
     assert processes(company) == []
 
 
+@pytest.mark.slow
 def test_seeds_are_promised_by_an_sglang_that_is_started_to_follow_them(
     querl: Querl, company: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

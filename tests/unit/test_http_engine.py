@@ -108,6 +108,7 @@ def test_a_server_that_died_asleep_wakes_with_the_weights_it_had(folder: Path) -
     assert_sampled_by_other(run(engine, work))
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_twice_frees_all_that_wait_with_its_last_words(folder: Path) -> None:
     engine = vllm_engine(folder, seconds_a_token=0.05, dies_at=3)
 

@@ -53,6 +53,7 @@ def test_what_is_learnt_arrives_in_the_server(
     assert processes(company) == []
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_in_mid_rollout_is_started_anew_and_the_run_goes_on(
     tmp_path: Path, company: Path
 ) -> None:
@@ -63,6 +64,7 @@ def test_a_server_that_dies_in_mid_rollout_is_started_anew_and_the_run_goes_on(
     assert processes(company) == []
 
 
+@pytest.mark.slow
 def test_a_server_that_keeps_dying_ends_the_run_with_its_reason(
     tmp_path: Path, company: Path
 ) -> None:
@@ -104,6 +106,7 @@ def test_a_folder_in_use_is_refused_before_a_server_takes_its_run_s_memory(
     assert starts == []
 
 
+@pytest.mark.slow
 def test_for_a_finished_run_no_server_is_waited_for(
     tmp_path: Path, company: Path, querl: Querl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +124,7 @@ def test_for_a_finished_run_no_server_is_waited_for(
     assert processes(company) == []
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_at_a_server(company: Path, querl: Querl) -> None:
     code, out, err = querl("eval", company / "recipe.toml", *SERVED)
     assert (code, err) == (0, "")
@@ -128,6 +132,7 @@ def test_a_run_is_evaluated_at_a_server(company: Path, querl: Querl) -> None:
     assert processes(company) == []
 
 
+@pytest.mark.slow
 def test_a_run_s_adapter_says_at_a_server_what_it_says_here(
     tmp_path: Path, company: Path, querl: Querl
 ) -> None:
@@ -145,6 +150,7 @@ def test_a_run_s_adapter_says_at_a_server_what_it_says_here(
     assert processes(company) == []
 
 
+@pytest.mark.slow
 def test_traces_of_a_server_s_own_model_load_no_second_one_here(
     tmp_path: Path, company: Path, querl: Querl, monkeypatch: pytest.MonkeyPatch
 ) -> None:

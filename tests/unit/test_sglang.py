@@ -307,6 +307,7 @@ def test_an_adapter_that_the_server_has_no_room_for_is_an_error(
         )
 
 
+@pytest.mark.slow
 def test_a_server_that_was_killed_gets_its_adapter_again(tmp_path: Path) -> None:
     learner = decoder()
     folder = save_policy(learner, tmp_path / "base")
