@@ -6,17 +6,16 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from tiny_policy import tiny_tokenizer
+from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from querl.rollout.http_engine import HttpEngine
 from querl.rollout.server import ServerProcess
 from querl.rollout.sglang import Sglang, SglangSettings
 from querl.rollout.vllm import Vllm, VllmSettings
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 CONTEXT = 256
 
@@ -84,3 +83,20 @@ def processes(folder: Path, *, of_server: bool = False) -> list[int]:
     )
     lines = [line for line in listed.stdout.splitlines() if f"{folder}" in line]
     return [int(line.split()[0]) for line in lines if not of_server or "keeper.py" not in line]
+
+
+def small_decoder(seed: int, *, context: int) -> PreTrainedModel:
+    """Of random weights that make no two tokens alike, over the tests' vocabulary."""
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=len(tiny_tokenizer()),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=context,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+    )
+    return Qwen2ForCausalLM(config).eval()

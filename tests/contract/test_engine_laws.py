@@ -14,11 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
 from engine_laws import LAWS, Subject
-from engines import CONTEXT, Lasting, save_policy, small_sglang, small_vllm
+from engines import CONTEXT, Lasting, save_policy, small_decoder, small_sglang, small_vllm
 from tiny_policy import tiny_tokenizer
-from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedModel
 
 from querl.rollout.dialect import Dialect
 from querl.rollout.engine import Engine
@@ -30,19 +29,7 @@ TOKENIZER = tiny_tokenizer()
 
 
 def decoder(seed: int) -> PreTrainedModel:
-    torch.manual_seed(seed)
-    config = Qwen2Config(
-        vocab_size=len(TOKENIZER),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
-        initializer_range=0.2,
-        tie_word_embeddings=True,
-    )
-    return Qwen2ForCausalLM(config).eval()
+    return small_decoder(seed, context=CONTEXT)
 
 
 @contextmanager

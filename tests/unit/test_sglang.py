@@ -16,9 +16,9 @@ import pytest
 import torch
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from engines import SmallSglang, processes, save_policy
+from engines import SmallSglang, processes, save_policy, small_decoder
 from tiny_policy import tiny_tokenizer
-from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedModel
 
 from querl.env.prompts import Prompts, PromptStyle
 from querl.env.schema_text import DescribedSchemas, ShownValues
@@ -47,19 +47,7 @@ KEY = RequestKey(seed=0, step=0, group=0, sample=0, turn=0)
 
 
 def decoder(seed: int = 0) -> PreTrainedModel:
-    torch.manual_seed(seed)
-    config = Qwen2Config(
-        vocab_size=len(TOKENIZER),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
-        initializer_range=0.2,
-        tie_word_embeddings=True,
-    )
-    return Qwen2ForCausalLM(config).eval()
+    return small_decoder(seed, context=CONTEXT)
 
 
 @pytest.fixture(scope="module")
