@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from querl.metrics import Metrics
@@ -12,13 +13,13 @@ if TYPE_CHECKING:
     from querl.trainer.learner import Learner
 
 
+@dataclass(frozen=True, slots=True)
 class SideBySide:
     """Implements ``querl.train.Placement``: nobody has to give anything back."""
 
-    def __init__(self, engine: Engine, learner: Learner, probe: Probe) -> None:
-        self._engine = engine
-        self._learner = learner
-        self._probe = probe
+    engine: Engine
+    learner: Learner
+    probe: Probe
 
     async def make_room(self) -> Metrics:
         """The learner may work."""
@@ -26,13 +27,14 @@ class SideBySide:
 
     async def publish(self, version: int) -> Metrics:
         """Load the weights, and compare engine and learner."""
-        await self._engine.load_weights(self._learner.weights(), version)
-        await self._probe.ask()
-        metrics = await self._probe.compare()
-        metrics.add_max("engine/restarts", self._engine.num_restarts)
+        await self.engine.load_weights(self.learner.weights(), version)
+        await self.probe.ask()
+        metrics = await self.probe.compare()
+        metrics.add_max("engine/restarts", self.engine.num_restarts)
         return metrics
 
 
+@dataclass(frozen=True, slots=True)
 class TakingTurns:
     """Implements ``querl.train.Placement`` on one set of GPUs: one works while the other sleeps.
 
@@ -41,23 +43,22 @@ class TakingTurns:
     of an engine that has other weights.
     """
 
-    def __init__(self, engine: Engine, learner: Learner, probe: Probe) -> None:
-        self._engine = engine
-        self._learner = learner
-        self._probe = probe
+    engine: Engine
+    learner: Learner
+    probe: Probe
 
     async def make_room(self) -> Metrics:
         """The engine sleeps, the learner wakes."""
-        await self._engine.sleep()
-        await self._learner.wake()
-        return await self._probe.compare()
+        await self.engine.sleep()
+        await self.learner.wake()
+        return await self.probe.compare()
 
     async def publish(self, version: int) -> Metrics:
         """Weights into the engine while its cache is away, then the learner sleeps."""
-        await self._engine.load_weights(self._learner.weights(), version)
-        await self._learner.sleep()
-        await self._engine.wake()
-        await self._probe.ask()
+        await self.engine.load_weights(self.learner.weights(), version)
+        await self.learner.sleep()
+        await self.engine.wake()
+        await self.probe.ask()
         metrics = Metrics()
-        metrics.add_max("engine/restarts", self._engine.num_restarts)
+        metrics.add_max("engine/restarts", self.engine.num_restarts)
         return metrics
