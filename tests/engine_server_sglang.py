@@ -59,8 +59,10 @@ class Server:
         if self.released or self.is_stale:
             _die("a request ran on released memory, or on a cache of other weights")
         params = body["sampling_params"]
-        if len(body["input_ids"]) + params["max_new_tokens"] > self.flags.context_length:
+        context, num_read = self.flags.context_length, len(body["input_ids"])
+        if num_read + params["max_new_tokens"] > context or num_read >= context - 6:
             return _refusal("Requested token count exceeds the model's maximum context length")
+        params["max_new_tokens"] = min(params["max_new_tokens"], context - 2 - num_read)
         if body.get("lora_path") not in (None, self.adapter):
             return _refusal(f"LoRA adapter {body['lora_path']} was not loaded")
         cut = asyncio.Event()

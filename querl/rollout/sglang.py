@@ -27,6 +27,7 @@ BUCKET_BYTES = 2**30  # of weights in one call
 IDLE_S = 30.0  # for what was cut to leave the scheduler
 LOAD_S = 120.0
 MEMORY_S = 120.0
+SPARE = 8  # tokens of its context that no prompt and no completion may take (it leaves 2 to 6)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +87,7 @@ class Sglang:
             "port": port,
             "dtype": ours.dtype,
             "quantization": ours.quantisation,
-            "context_length": ours.context,
+            "context_length": ours.context + SPARE,
             "mem_fraction_static": ours.memory_share,
             "max_running_requests": ours.max_batch + 1,  # a seat to ask whether it lives
             "tp_size": ours.tensor_parallel,
@@ -121,6 +122,8 @@ class Sglang:
             # a learner's own choice, which weights that are given back cannot live with
             "PYTORCH_CUDA_ALLOC_CONF": "",
             "PYTORCH_ALLOC_CONF": "",
+            # of a context that is the model's whole, no token lies in what is spare
+            "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN": "1",
             # or each question about its health samples a token and takes a second
             "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false",
         }

@@ -7,6 +7,7 @@ a folder of a model to use instead of a small random one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import os
 import signal
@@ -175,4 +176,5 @@ def strike_deepest(number: signal.Signals) -> None:
     struck = [pid for pid in parents if depth(pid) >= 3]
     assert struck
     for pid in struck:
-        os.kill(pid, number)
+        with contextlib.suppress(ProcessLookupError):  # it may have ended with another one
+            os.kill(pid, number)

@@ -150,7 +150,8 @@ def test_next_to_nothing_stays_on_the_gpu(kind: str, large: Path) -> None:
         return learner(model, kl=KlPenalty(coefficient=0.1), **KINDS[kind])
 
     awake, asleep = awake_and_asleep(make)
-    assert awake > 2 * (large / "model.safetensors").stat().st_size  # with the reference
+    # with the reference; the file has a header, too
+    assert awake > 1.99 * (large / "model.safetensors").stat().st_size
     assert asleep < 0.05 * awake
 
 
