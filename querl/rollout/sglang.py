@@ -90,6 +90,8 @@ class Sglang:
             "context_length": ours.context + SPARE,
             "mem_fraction_static": ours.memory_share,
             "max_running_requests": ours.max_batch + 1,  # a seat to ask whether it lives
+            # larger batches launch kernel by kernel: 15,500 tokens/s at 1,024, 26,400 at 256
+            "cuda_graph_max_bs": ours.max_batch,
             "tp_size": ours.tensor_parallel,
             "random_seed": ours.seed,
             "log_level": "warning",

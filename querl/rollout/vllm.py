@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 CONTROL_S = 120.0  # to pause, to sleep, to load a part
 ALIVE_S = 20.0  # to say so
 LEAST_SHARE = 0.01
+OWN_GRAPHS = 512  # tokens of a batch up to which vLLM captures CUDA graphs by itself
 ADAPTER_BYTES = 2**32  # more than an adapter takes
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM takes no others as a largest rank
 LEAST_LOGPROB = -9999.0  # what vLLM writes for a token that it has no number of
@@ -102,6 +103,7 @@ class Vllm:
             "max_num_seqs": ours.max_batch + 1,  # a seat for the question whether it lives
             "tensor_parallel_size": ours.tensor_parallel,
             "api_server_count": ours.frontends if ours.frontends > 1 else None,
+            "cudagraph_capture_sizes": _graph_sizes(2 * ours.max_batch),
             "seed": ours.seed,
             "enable_prefix_caching": True,
             "enable_sleep_mode": ours.sleeps,
@@ -279,6 +281,18 @@ class Vllm:
                 f"the adapter for vllm could not be written to {place}: {error}: make room there"
             ) from error
         self._adapter = name
+
+
+def _graph_sizes(largest: int) -> list[int] | None:
+    """Batches to capture, where vLLM's own are too few: a larger one launches kernel by kernel.
+
+    A batch has a token for each request that decodes, and those of the prompts that are read
+    beside them. Up to 512 these are vLLM's own sizes.
+    """
+    if largest <= OWN_GRAPHS:
+        return None
+    fine = [1, 2, 4, *range(8, 256, 8), *range(256, OWN_GRAPHS, 16)]
+    return [*fine, *range(OWN_GRAPHS, largest + 1, 64)]
 
 
 def named_end_ids(folder: Path) -> frozenset[int]:
