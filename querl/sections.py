@@ -119,7 +119,7 @@ class EngineConfig(Section):
     ``sglang`` are servers, started with the interpreter ``python`` (None: this one) or found at
     ``url``; ``options`` are passed on to a started one. ``openai`` is any endpoint of that kind, to
     evaluate at. A server from which nothing comes for ``heartbeat_s`` is asked whether it lives.
-    ``frontends`` are processes that take vLLM's requests: one writes some 17,000 tokens a second.
+    ``frontends`` are processes that take vLLM's requests: one takes up to 17,000 tokens a second.
     """
 
     kind: Literal["hf", "vllm", "sglang", "openai"] = "hf"
