@@ -46,6 +46,7 @@ class Server:
         self.is_paused = False
         self.changed = asyncio.Condition()
         self.num_requests = 0
+        self.seats = asyncio.Semaphore(flags.max_num_seqs)
         self.thread = ThreadPoolExecutor(1)
 
     async def health(self, request: web.Request) -> web.Response:
@@ -71,7 +72,8 @@ class Server:
         cut = asyncio.Event()
         self.running.add(cut)
         try:
-            choice = await self._sample(prompt, params, model == self.adapter, cut)
+            async with self.seats:  # a pause finds those that wait for one, too
+                choice = await self._sample(prompt, params, model == self.adapter, cut)
         finally:
             self.running.discard(cut)
         return web.json_response({"request_id": "0", "model": model, "choices": [choice]})
@@ -177,6 +179,8 @@ class Server:
     async def collective_rpc(self, request: web.Request) -> web.Response:
         """What querl's own extension does in vLLM's workers, with its hands on the buffer."""
         body = await request.json()
+        if body["method"] == "check_health":  # of a worker, between two batches
+            return web.json_response({"results": [None]})
         if not self.is_paused or self.running or "weights" in self.asleep:
             _die("weights were loaded into what runs or sleeps")
         extension = importlib.import_module(self.flags.worker_extension_cls.split(".")[0])
@@ -240,6 +244,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--served-model-name")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--max-model-len", type=int, required=True)
+    parser.add_argument("--max-num-seqs", type=int, required=True)
     parser.add_argument("--worker-extension-cls")
     parser.add_argument("--enable-lora", action="store_true")
     parser.add_argument("--enable-sleep-mode", action="store_true")

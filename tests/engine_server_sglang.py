@@ -52,6 +52,9 @@ class Server:
     async def health(self, request: web.Request) -> web.Response:
         return web.Response()
 
+    async def info(self, request: web.Request) -> web.Response:
+        return web.json_response({"internal_states": [{}]})
+
     async def generate(self, request: web.Request) -> web.Response:
         body = await request.json()
         async with self.changed:
@@ -223,6 +226,7 @@ def main() -> None:
     server = Server(flags)
     app = web.Application(client_max_size=2**30)
     app.router.add_get("/health", server.health)
+    app.router.add_get("/server_info", server.info)
     for route, handler in {
         "/generate": server.generate,
         "/pause_generation": server.pause,

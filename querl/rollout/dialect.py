@@ -83,14 +83,15 @@ class Dialect(Protocol):
     def request(
         self, prompt_ids: Sequence[int], sampling: Sampling, *, seed: int
     ) -> tuple[str, dict[str, Any]]:
-        """Route and body of one completion.
-
-        A server should have a seat more than the engine's ``max_batch``: one asks whether it lives.
-        """
+        """Route and body of one completion."""
         ...
 
     def piece(self, answer: Mapping[str, Any]) -> Piece:
         """What the server's answer to ``request`` says."""
+        ...
+
+    async def check_alive(self, http: Http, *, timeout_s: float) -> None:
+        """Ask what computes, which answers between two batches, however many requests wait."""
         ...
 
     async def pause(self, http: Http) -> None:

@@ -41,8 +41,8 @@ class HttpEngine:
     """Samples from ``server``, which need not have been launched; it is closed with the engine.
 
     ``context`` is the tokens that a prompt and its completion may have together, ``max_batch`` the
-    requests that are open at once. After ``heartbeat_s`` without an answer the server is asked for
-    one token within as many seconds, and counts as frozen when nothing at all was answered then.
+    requests that are open at once. After ``heartbeat_s`` without an answer the server is asked
+    whether it lives, and counts as frozen when nothing at all was answered in as many seconds more.
     Raises EngineError when closed, for what the server refuses, and for all that wait when the
     server fails twice within ``AGAIN_S`` seconds or cannot be started.
     """
@@ -193,21 +193,16 @@ class HttpEngine:
         return self._http
 
     async def _ask(
-        self,
-        http: Http,
-        prompt_ids: tuple[int, ...],
-        sampling: Sampling,
-        seed: int,
-        timeout_s: float = ANSWER_S,
+        self, http: Http, prompt_ids: tuple[int, ...], sampling: Sampling, seed: int
     ) -> Piece | None:
         """What the server answers; None where the engine itself hung up."""
         route, body = self._dialect.request(prompt_ids, sampling, seed=seed)
         if not self._open:
             self._heard_at = time.monotonic()
-        call = asyncio.create_task(http.post(route, body, timeout_s=timeout_s))
+        call = asyncio.create_task(http.post(route, body, timeout_s=ANSWER_S))
         self._open.add(call)
         if self._watch is None or self._watch.done():
-            self._watch = asyncio.create_task(self._watch_over(prompt_ids[:1]))
+            self._watch = asyncio.create_task(self._watch_over())
         try:
             await asyncio.wait([call])
         finally:
@@ -226,7 +221,7 @@ class HttpEngine:
                 "does not know"
             ) from error
 
-    async def _watch_over(self, prompt_ids: tuple[int, ...]) -> None:
+    async def _watch_over(self) -> None:
         """While requests are open, find out whether a silent server lives."""
         while self._open:
             quiet_s = time.monotonic() - self._heard_at
@@ -236,14 +231,13 @@ class HttpEngine:
             http, heard_at = self._http, self._heard_at
             if http is None or not self._may_ask.is_set():
                 return  # it is being started or changed; who asks then starts a watch
-            token = Sampling(max_tokens=1, temperature=0.0)
             try:
-                await self._ask(http, prompt_ids, token, 0, timeout_s=self._heartbeat_s)
+                await self._dialect.check_alive(http, timeout_s=self._heartbeat_s)
             except EngineError as error:
-                if not is_fault(error):
-                    self._heard_at = time.monotonic()
-                elif self._heard_at == heard_at:
+                if is_fault(error) and self._heard_at == heard_at and self._may_ask.is_set():
                     await self._chores.see_to(self._mend(http, error))
+                    continue
+            self._heard_at = time.monotonic()
 
     # --- what the server holds
 
@@ -299,6 +293,7 @@ class HttpEngine:
             call.cancel()
 
     def _go_on(self) -> None:
+        self._heard_at = time.monotonic()
         if not self._is_asleep:
             self._may_ask.set()
 

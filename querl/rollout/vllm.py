@@ -100,7 +100,7 @@ class Vllm:
             if ours.cache_bytes is None
             else LEAST_SHARE,
             "kv_cache_memory_bytes": ours.cache_bytes,
-            "max_num_seqs": ours.max_batch + 1,  # a seat for the question whether it lives
+            "max_num_seqs": ours.max_batch,
             "tensor_parallel_size": ours.tensor_parallel,
             "api_server_count": ours.frontends if ours.frontends > 1 else None,
             "cudagraph_capture_sizes": _graph_sizes(2 * ours.max_batch),
@@ -201,6 +201,10 @@ class Vllm:
         ended_by_token = reason == "stop" and token_ids[-1] in self._end_ids
         return FinishReason.END if ended_by_token else _FINISH[reason]
 
+    async def check_alive(self, http: Http, *, timeout_s: float) -> None:
+        """Ask its workers. Raises Overdue where they are frozen; /health would not tell."""
+        await http.post("/collective_rpc", {"method": "check_health"}, timeout_s=timeout_s)
+
     async def pause(self, http: Http) -> None:
         """Cut what runs: each open request is answered with what it has; new ones wait."""
         await _control(http, "/pause", params={"mode": "abort"})
@@ -227,7 +231,7 @@ class Vllm:
     async def _wake(self, http: Http, tag: str) -> None:
         if self._settings.sleeps:
             # a frozen server is found out before it is given the time that waking may take
-            await http.get("/health", timeout_s=ALIVE_S)
+            await self.check_alive(http, timeout_s=ALIVE_S)
             await _control(http, "/wake_up", params={"tags": tag})
 
     async def load(self, http: Http, weights: Weights) -> None:

@@ -191,13 +191,14 @@ def test_as_many_files_may_be_open_as_requests(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_slow_server_is_not_taken_for_a_frozen_one(folder: Path) -> None:
-    engine = vllm_engine(folder, heartbeat_s=2.0, seconds_a_token=0.2)
+def test_a_slow_and_full_server_is_not_taken_for_a_frozen_one(folder: Path) -> None:
+    engine = vllm_engine(folder, heartbeat_s=1.0, seconds_a_token=0.1, max_num_seqs=1)
 
-    async def work(engine: HttpEngine) -> Completion:
-        return await engine.generate(PROMPT, LONG, KEY)
+    async def work(engine: HttpEngine) -> list[Completion]:
+        keys = [replace(KEY, sample=i) for i in range(3)]
+        return await asyncio.gather(*(engine.generate(PROMPT, LONG, key) for key in keys))
 
-    assert len(run(engine, work).token_ids) == 40
+    assert [len(completion.token_ids) for completion in run(engine, work)] == [40, 40, 40]
     assert engine.num_restarts == 0
 
 
