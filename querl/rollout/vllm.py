@@ -103,7 +103,7 @@ class Vllm:
             "max_num_seqs": ours.max_batch,
             "tensor_parallel_size": ours.tensor_parallel,
             "api_server_count": ours.frontends if ours.frontends > 1 else None,
-            "cudagraph_capture_sizes": _graph_sizes(2 * ours.max_batch),
+            "cudagraph_capture_sizes": _graph_sizes(ours),
             "seed": ours.seed,
             "enable_prefix_caching": True,
             "enable_sleep_mode": ours.sleeps,
@@ -287,16 +287,18 @@ class Vllm:
         self._adapter = name
 
 
-def _graph_sizes(largest: int) -> list[int] | None:
+def _graph_sizes(settings: VllmSettings) -> list[int] | None:
     """Batches to capture, where vLLM's own are too few: a larger one launches kernel by kernel.
 
     A batch has a token for each request that decodes, and those of the prompts that are read
     beside them. Up to 512 these are vLLM's own sizes.
     """
-    if largest <= OWN_GRAPHS:
+    num_seats = settings.max_batch
+    named = {name.replace("-", "_") for name in settings.options}
+    if 2 * num_seats <= OWN_GRAPHS or named & {"compilation_config", "max_cudagraph_capture_size"}:
         return None
-    fine = [1, 2, 4, *range(8, 256, 8), *range(256, OWN_GRAPHS, 16)]
-    return [*fine, *range(OWN_GRAPHS, largest + 1, 64)]
+    fine = {1, 2, 4, *range(8, 256, 8), *range(256, OWN_GRAPHS, 16)}
+    return sorted({*fine, num_seats, *range(OWN_GRAPHS, 2 * num_seats + 1, 64)})
 
 
 def named_end_ids(folder: Path) -> frozenset[int]:

@@ -420,6 +420,16 @@ def test_options_win_over_our_flags_and_false_leaves_one_out() -> None:
     assert command[targets + 1 : targets + 3] == ["q_proj", "k_proj"]
 
 
+def test_graphs_are_captured_for_every_batch_that_there_may_be() -> None:
+    def command(max_batch: int) -> list[str]:
+        served = SglangSettings(model="m", dtype="bfloat16", context=64, max_batch=max_batch)
+        return list(Sglang(served).command(python="py", port=7))
+
+    assert "--cuda-graph-max-bs" not in command(256)  # its own suit the GPU
+    words = command(1024)
+    assert words[words.index("--cuda-graph-max-bs") + 1] == "1024"
+
+
 def test_broken_numbers_are_an_error() -> None:
     told = {"finish_reason": {"type": "length"}, "output_token_logprobs": [[None, 3, None]]}
     dialect = Sglang(SglangSettings(model="m", dtype="bfloat16", context=64))

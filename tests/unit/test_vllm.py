@@ -117,13 +117,15 @@ def test_a_cache_of_a_given_size_asks_for_no_share_of_a_gpu_that_others_load_on(
 
 def test_graphs_are_captured_for_every_batch_that_there_may_be() -> None:
     assert "cudagraph-capture-sizes" not in command(max_batch=256)  # its own reach as far
-    words = list(Vllm(replace(SETTINGS, max_batch=1024)).command(python="python", port=1234))
+    named = {"max-cudagraph-capture-size": 2000}
+    assert "cudagraph-capture-sizes" not in command(max_batch=1000, options=named)
+    words = list(Vllm(replace(SETTINGS, max_batch=1000)).command(python="python", port=1234))
     after = words[words.index("--cudagraph-capture-sizes") + 1 :]
     sizes = [int(word) for word in takewhile(str.isdigit, after)]
     assert sizes == sorted(set(sizes))
     assert sizes[0] == 1
-    assert 512 in sizes
-    assert sizes[-1] == 2048
+    assert {512, 1000} < set(sizes)
+    assert sizes[-1] >= 1900
 
 
 def test_several_frontends_need_an_entry_of_their_own_and_no_route_for_adapters() -> None:
