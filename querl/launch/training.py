@@ -210,11 +210,12 @@ async def _placement(
 
 
 def left_out_by(recipe: Recipe) -> frozenset[LeftOut]:
-    """The recipe's choice, and groups without signal where a loss says nothing else of them."""
+    """The recipe's choice, and groups without signal where nothing else moves a weight."""
     chosen = frozenset(LeftOut(name) for name in recipe.algorithm.leave_out)
     algorithm = recipe.algorithm
     says_more = algorithm.loss.get("name", "clip") not in ONLY_ADVANTAGES
     says_more = says_more or algorithm.kl.coefficient > 0 or algorithm.entropy > 0
+    says_more = says_more or recipe.lora.anchor > 0
     return chosen if says_more else chosen | {LeftOut.NO_SIGNAL}
 
 

@@ -166,6 +166,8 @@ def test_a_bonus_for_entropy_raises_it():
         (("algorithm.loss={name='kl_cov'}",), False),
         (("algorithm.kl=0.01",), False),
         (("algorithm.entropy=0.01",), False),
+        (("lora.rank=4",), True),
+        (("lora.rank=4", "lora.anchor=0.05"), False),
         (("algorithm.loss={name='my.module:Loss'}",), False),
     ],
 )
