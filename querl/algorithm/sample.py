@@ -76,12 +76,10 @@ def why_left_out(
         return LeftOut.UNUSABLE
     if not any(turn.completion.token_ids for turn in trajectory.turns):
         return LeftOut.EMPTY
-    is_void = any(turn.action.kind is ActionKind.VOID for turn in trajectory.turns)
     is_truncated = trajectory.stop in (StopReason.TRUNCATED, StopReason.CONTEXT_FULL)
-    # A turn that was cut is void as well; what it lacked was room.
     if is_truncated and LeftOut.TRUNCATED in leave_out:
         return LeftOut.TRUNCATED
-    if is_void and LeftOut.VOID in leave_out:
+    if LeftOut.VOID in leave_out and any(_is_void(trajectory, turn) for turn in trajectory.turns):
         return LeftOut.VOID
     return None
 
@@ -90,15 +88,24 @@ def _turns_left_out(trajectory: Trajectory, leave_out: frozenset[LeftOut]) -> li
     """For each turn why it is not trained on, or None."""
     reasons: list[LeftOut | None] = []
     for turn in trajectory.turns:
-        is_last = turn is trajectory.turns[-1]
-        is_truncated = is_last and trajectory.stop is StopReason.TRUNCATED
-        if is_truncated and LeftOut.TRUNCATED_TURNS in leave_out:
+        if LeftOut.TRUNCATED_TURNS in leave_out and _is_cut(trajectory, turn):
             reasons.append(LeftOut.TRUNCATED_TURNS)
-        elif turn.action.kind is ActionKind.VOID and LeftOut.VOID_TURNS in leave_out:
+        elif LeftOut.VOID_TURNS in leave_out and _is_void(trajectory, turn):
             reasons.append(LeftOut.VOID_TURNS)
         else:
             reasons.append(None)
     return reasons
+
+
+def _is_cut(trajectory: Trajectory, turn: Turn) -> bool:
+    """Whether the turn ran out of tokens."""
+    return turn is trajectory.turns[-1] and trajectory.stop is StopReason.TRUNCATED
+
+
+def _is_void(trajectory: Trajectory, turn: Turn) -> bool:
+    """Whether the turn said neither SQL nor solution, though it had room to."""
+    # An episode records the action of a turn that was cut as void; what it lacked was room.
+    return turn.action.kind is ActionKind.VOID and not _is_cut(trajectory, turn)
 
 
 def append_only_runs(turns: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[range]:

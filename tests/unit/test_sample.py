@@ -121,6 +121,24 @@ def test_void_and_truncated_trajectories_are_left_out_by_choice(stop, kind, reas
     assert to_samples([group], [[[0.0]]], leave_out=both) == ([], {reason: 1})
 
 
+@pytest.mark.parametrize("alone", [LeftOut.VOID, LeftOut.VOID_TURNS])
+def test_a_turn_that_was_cut_is_not_void(alone):
+    cut = make_turn((1, 2, 3, 4, 8), (5,), ActionKind.VOID)
+    group = make_group((0.0,), turns=(TWO_TURNS[0], cut), stops=(StopReason.TRUNCATED,))
+    (sample,), left_out = to_samples([group], [[[0.5, 0.5]]], leave_out=frozenset({alone}))
+    assert sample.loss_mask == (False, False, True, True, False, True)
+    assert left_out == Counter()
+
+
+@pytest.mark.parametrize("alone", [LeftOut.VOID, LeftOut.VOID_TURNS])
+def test_a_void_turn_before_one_that_was_cut_is_still_void(alone):
+    void = make_turn((1, 2), (3,), ActionKind.VOID)
+    cut = make_turn((1, 2, 3, 8), (4,), ActionKind.VOID)
+    group = make_group((0.0,), turns=(void, cut), stops=(StopReason.TRUNCATED,))
+    _, left_out = to_samples([group], [[[0.5, 0.5]]], leave_out=frozenset({alone}))
+    assert left_out == {alone: 1}
+
+
 @pytest.mark.parametrize("silence", [0.0, -0.0, (0.0, 0.0)])
 def test_a_group_whose_every_advantage_is_0_is_left_out_where_asked_for(silence):
     speaking = make_group((1.0, 0.0), id=2)
