@@ -238,5 +238,17 @@ def _check_head(model: PreTrainedModel, path: Path) -> None:
     with torch.no_grad():
         output = model(input_ids=token_ids, output_hidden_states=True, use_cache=False)
         ours = output.hidden_states[-1] @ head.weight.T
+    if not output.logits.isfinite().all():
+        raise ModelError(f"{path}: {_no_numbers(model.dtype)}")
     if not torch.allclose(output.logits, ours, rtol=1e-2, atol=1e-2):
         raise ModelError(f"{path} scales, caps or shifts its logits: such models are not supported")
+
+
+def _no_numbers(dtype: torch.dtype) -> str:
+    """Why a model's logits are infinite or nan, and what helps."""
+    if dtype == torch.float16:
+        return (
+            "its activations leave float16, which ends at 65,504: use a GPU that has bfloat16, or "
+            "model.dtype='fp32'"
+        )
+    return "its logits are not numbers: its weights are damaged, copy them anew"

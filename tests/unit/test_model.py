@@ -116,6 +116,26 @@ def test_a_model_that_scales_its_logits_is_refused(tmp_path):
         load_model(tmp_path / "model", device=CPU)
 
 
+def test_a_model_whose_activations_leave_float16_is_refused_there_alone(tmp_path):
+    model = tiny_policy()
+    with torch.no_grad():
+        for matrix in (model.model.layers[0].mlp.up_proj, model.model.layers[0].mlp.down_proj):
+            matrix.weight.mul_(1e4)
+    save_model(model, tiny_tokenizer(), tmp_path / "model")
+    load_model(tmp_path / "model", device=CPU, dtype=torch.bfloat16)
+    with pytest.raises(ModelError, match=r"leave float16.* model\.dtype='fp32'"):
+        load_model(tmp_path / "model", device=CPU, dtype=torch.float16)
+
+
+def test_weights_that_are_no_numbers_are_told_as_such(tmp_path):
+    model = tiny_policy()
+    with torch.no_grad():
+        model.model.norm.weight.fill_(torch.nan)
+    save_model(model, tiny_tokenizer(), tmp_path / "model")
+    with pytest.raises(ModelError, match="logits are not numbers: its weights are damaged"):
+        load_model(tmp_path / "model", device=CPU)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_a_device_that_is_not_there_is_refused():
     assert choose_device("auto") == CPU
