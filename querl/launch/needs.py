@@ -64,9 +64,10 @@ def needs(recipe: Recipe) -> Needs | None:
     learner = recipe.learner
     weights = settings.compute_bytes * shape.num_parameters
     loading = weights * max(learner.num_gpus, 1) if gpus else planned.peak
-    # an engine that sleeps keeps the base of an adapter on the host: nobody loads it again
+    # An engine that sleeps keeps the base of an adapter on the host: nobody loads it again. Its
+    # memory there is pinned, of which torch takes powers of two.
     takes_turns = recipe.engine.kind in SERVERS and recipe.engine.placement == "colocated"
-    kept = planned.engine_weights * gpus if takes_turns and recipe.lora.rank else 0
+    kept = 2 * planned.engine_weights * gpus if takes_turns and recipe.lora.rank else 0
     return Needs(
         shape=shape,
         plan=planned,
