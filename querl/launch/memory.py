@@ -16,7 +16,7 @@ import torch
 from querl.config import Recipe
 from querl.launch.local import model_path
 from querl.launch.needs import ASSUMED_GPU_BYTES, num_gpus, plan_settings
-from querl.trainer.plan import MemoryPlan, PlanSettings, plan
+from querl.trainer.plan import SERVER_BYTES, MemoryPlan, PlanSettings, plan
 from querl.trainer.shapes import DecoderShape, shape_of
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 ROW_SIZES = (32768, 16384, 8192, 4096, 2048, 1024)
 UNKNOWN_SHAPE_TOKENS = 8192
 HEADROOM = 0.9  # of the memory; the rest is for what allocators lose between blocks
+CONTEXT_BYTES = 2**29  # CUDA's own, in this process
 FAR = 0.1  # a plan that is further off is told as wrong
 CPU_NOISE = 256 * 2**20  # bytes that threads and allocators of a process come and go by
 
@@ -115,10 +116,14 @@ def tokens_that_fit(shape: DecoderShape, settings: PlanSettings, room: int) -> i
 def room_bytes(recipe: Recipe) -> int:
     """What a run may take: on a GPU what is free or its own; else the machine's memory.
 
-    Not the free part of the latter: a run that is resumed must cut its steps as before.
+    Not the free part of the latter: a run that is resumed must cut its steps as before. Nor that of
+    a GPU where a server is starting: all that this one does not hold while it sleeps.
     """
     if num_gpus(recipe) and torch.cuda.is_available():
-        return int(torch.cuda.mem_get_info()[0]) + torch.cuda.memory_reserved()
+        free, whole = torch.cuda.mem_get_info()
+        if recipe.engine.placement == "colocated":
+            return int(whole) - SERVER_BYTES - CONTEXT_BYTES
+        return int(free) + torch.cuda.memory_reserved()
     if num_gpus(recipe):
         return ASSUMED_GPU_BYTES
     return int(os.sysconf("SC_PAGE_SIZE")) * int(os.sysconf("SC_PHYS_PAGES"))

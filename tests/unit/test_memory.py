@@ -13,18 +13,20 @@ from company import company_recipe, listener, make_company
 from console import Querl
 
 from querl.launch.memory import (
+    CONTEXT_BYTES,
     HEADROOM,
     ROW_SIZES,
     GpuMeter,
     ProcessMeter,
     plan_memory,
+    room_bytes,
     size_text,
     tokens_that_fit,
     with_rows,
 )
 from querl.launch.training import train_locally
 from querl.run import Run
-from querl.trainer.plan import EnginePlan, PlanSettings, plan
+from querl.trainer.plan import SERVER_BYTES, EnginePlan, PlanSettings, plan
 from querl.trainer.shapes import PUBLISHED
 
 GIB, MIB = 2**30, 2**20
@@ -66,6 +68,22 @@ def test_a_length_that_a_recipe_names_stays(tmp_path: Path) -> None:
     unknown = company_recipe(company, "memory.tokens_per_microbatch=0", "model.path=unknown")
     assert plan_memory(unknown) is None
     assert with_rows(unknown).memory.tokens_per_microbatch == 8192
+
+
+def test_the_room_beside_a_server_is_the_same_however_far_its_start_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    company = make_company(tmp_path)
+    free = 70 * GIB
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 80 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 4 * GIB)
+    served = company_recipe(company, "engine.kind=vllm", "engine.placement=colocated")
+    alone = company_recipe(company, "model.device=cuda")
+    before = room_bytes(served), room_bytes(alone)
+    free = 10 * GIB
+    assert room_bytes(served) == before[0] == 80 * GIB - SERVER_BYTES - CONTEXT_BYTES
+    assert (before[1], room_bytes(alone)) == (74 * GIB, 14 * GIB)
 
 
 def test_a_run_prints_its_plan_first_and_an_update_measured_against_it(tmp_path: Path) -> None:
