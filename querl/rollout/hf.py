@@ -18,7 +18,14 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from querl.errors import EngineError
 from querl.rollout.batching import StaticBatches
 from querl.rollout.dialect import ModuleWeights
-from querl.rollout.hf_batch import GROWTH, Batch, Buffer, KeptPrefixes, different_prompts
+from querl.rollout.hf_batch import (
+    GROWTH,
+    Batch,
+    Buffer,
+    Kept,
+    KeptPrefixes,
+    different_prompts,
+)
 from querl.rollout.stopping import StopStrings
 from querl.types import Completion, FinishReason
 
@@ -167,11 +174,10 @@ class HfEngine:
             room=min(int(limits.max()), GROWTH),
         )
         logits = [self._prefill_some(buffer, rows, prompts) for rows in self._cut(prompts)]
-        data, width, num_prompts = buffer.data, buffer.width, len(prompts)
         if sources:
-            data[:, :, num_prompts:, :, :width] = data[:, :, sources, :, :width]
+            buffer.copy_rows(sources, slice(len(prompts), None))
         batch = Batch.of(ordered, self._stop_strings(ordered), buffer, limits)
-        return batch, torch.cat(logits)[[*range(num_prompts), *sources]]
+        return batch, torch.cat(logits)[[*range(len(prompts)), *sources]]
 
     def _cut(self, prompts: Sequence[Prompt]) -> list[slice]:
         """Runs of rows to prefill together: of like length, ``prefill_tokens`` with padding."""
@@ -201,7 +207,7 @@ class HfEngine:
                 buffer.write_kept(rows.start + row, prompt.kept, start=start, end=end)
         starts = torch.tensor([longest - len(prompt.ids) for prompt in some])
         columns = torch.arange(longest)
-        device = buffer.data.device
+        device = buffer.device
         return self._forward(
             torch.from_numpy(ids).to(device),
             mask=(columns >= starts[:, None]).long().to(device),
@@ -232,9 +238,9 @@ class HfEngine:
             assert layer.keys is not None
             _, heads, _, size = layer.keys.shape
             self._kv_shape = (len(probe.layers), heads, size)
-        layers, heads, size = self._kv_shape
-        shape = (layers, 2, num_rows, heads, width + room, size)
-        return Buffer(torch.zeros(shape, dtype=embedding.dtype, device=embedding.device), width)
+        num_layers, heads, size = self._kv_shape
+        shape = (2, num_rows, heads, width + room, size)
+        return Buffer([embedding.new_zeros(shape) for _ in range(num_layers)], width)
 
     def _run(self, batch: Batch, logits_BV: Tensor) -> None:
         """Sample column after column until every row has ended."""
@@ -254,7 +260,7 @@ class HfEngine:
         # outside announced episodes nobody says when a prefix is of no more use
         if self._batches.num_live:
             token_ids = request.prompt_ids + completion.token_ids[:-1]
-            self._kept.put(request.key, token_ids, batch.states(row))
+            self._kept.put(request.key, Kept(token_ids, batch.states(row)))
         request.resolve(completion)
 
     def _stop_strings(self, requests: Sequence[Request]) -> list[StopStrings]:

@@ -57,41 +57,63 @@ class _BufferLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
 @dataclass(slots=True)
 class Buffer:
-    """Keys and values [layers, 2, B, heads, columns, head size], ``width`` columns of it filled.
+    """Each layer's keys and values [2, B, heads, columns, head size], ``width`` columns filled.
 
     What no token has written is zero: attention multiplies it by zero, and NaN would survive that.
+    Layers lie apart, so that whatever copies them holds no more than one of them twice.
     """
 
-    data: Tensor
+    layers: list[Tensor]
     width: int
+
+    @property
+    def num_columns(self) -> int:
+        """Filled ones and those that there is room for."""
+        return self.layers[0].shape[-2]
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        return self.layers[0].device
 
     def cache(self, rows: slice, *, first: int, filled: int) -> Cache:
         """A cache over some rows from column ``first`` on, that goes on at column ``filled``."""
         return Cache(
             layers=[
                 _BufferLayer(keys[rows, :, first:], values[rows, :, first:], filled - first)
-                for keys, values in self.data
+                for keys, values in self.layers
             ]
         )
 
     def write_kept(self, row: int, kept: Kept, *, start: int, end: int) -> None:
         """Copy what was kept into the columns from ``start`` to ``end``."""
-        self.data[:, :, row, :, start:end] = kept.states[:, :, :, : end - start]
+        for layer, states in zip(self.layers, kept.states, strict=True):
+            layer[:, row, :, start:end] = states[:, :, : end - start]
+
+    def copy_rows(self, sources: Sequence[int], rows: slice) -> None:
+        """Fill some rows with what others hold."""
+        for layer in self.layers:
+            layer[:, rows, :, : self.width] = layer[:, sources, :, : self.width]
 
     def grow(self) -> None:
         """Make room for more columns."""
-        *shape, columns, size = self.data.shape
-        larger = self.data.new_zeros((*shape, columns + GROWTH, size))
-        larger[..., :columns, :] = self.data
-        self.data = larger
+        for number, layer in enumerate(self.layers):
+            *shape, columns, size = layer.shape
+            self.layers[number] = layer.new_zeros((*shape, columns + GROWTH, size))
+            self.layers[number][..., :columns, :] = layer
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The keys and values [layers, 2, heads, tokens, head size] of an episode's tokens so far."""
+    """Each layer's keys and values [2, heads, tokens, head size] of an episode's tokens so far."""
 
     token_ids: tuple[int, ...]
-    states: Tensor
+    states: Sequence[Tensor]
+
+    @property
+    def num_bytes(self) -> int:
+        """What they take; views of a buffer, once they are copied."""
+        return sum(layer.nbytes for layer in self.states)
 
 
 class KeptPrefixes:
@@ -101,12 +123,12 @@ class KeptPrefixes:
         self._free_bytes = self._max_bytes = max_bytes
         self._kept: dict[RequestKey, Kept] = {}
 
-    def put(self, key: RequestKey, token_ids: tuple[int, ...], states: Tensor) -> None:
+    def put(self, key: RequestKey, seen: Kept) -> None:
         """Keep a copy, unless the budget is spent."""
-        num_bytes = states.numel() * states.element_size()
-        if num_bytes <= self._free_bytes:
-            self._free_bytes -= num_bytes
-            self._kept[replace(key, turn=0)] = Kept(token_ids, states.clone())
+        if seen.num_bytes <= self._free_bytes:
+            self._free_bytes -= seen.num_bytes
+            copies = [layer.clone() for layer in seen.states]
+            self._kept[replace(key, turn=0)] = replace(seen, states=copies)
 
     def take(self, key: RequestKey, prompt_ids: tuple[int, ...]) -> Kept | None:
         """Hand over what this prompt begins with, if anything; it is kept no longer."""
@@ -125,7 +147,7 @@ class KeptPrefixes:
     def _drop(self, episode: RequestKey) -> Kept | None:
         kept = self._kept.pop(episode, None)
         if kept is not None:
-            self._free_bytes += kept.states.numel() * kept.states.element_size()
+            self._free_bytes += kept.num_bytes
         return kept
 
     def clear(self) -> None:
@@ -194,7 +216,7 @@ class Batch:
     ) -> Batch:
         """A batch whose prompts are in the buffer and which has sampled nothing."""
         samplings = [request.sampling for request in requests]
-        device = buffer.data.device
+        device = buffer.device
         temperature = torch.tensor([s.temperature or 1.0 for s in samplings], device=device)
         top_p = torch.tensor([s.top_p for s in samplings], device=device)
         shape = (len(requests), int(limits_B.max()))
@@ -278,10 +300,10 @@ class Batch:
             finish_reason=reason,
         )
 
-    def states(self, row: int) -> Tensor:
+    def states(self, row: int) -> list[Tensor]:
         """The keys and values of a row, of all its tokens but the newest, still unread."""
         start = int(self.starts_B[row])
-        return self.buffer.data[:, :, row, :, start : self.buffer.width]
+        return [layer[:, row, :, start : self.buffer.width] for layer in self.buffer.layers]
 
     def compact(self, ids_B: Tensor) -> Tensor:
         """Move living rows together once enough have ended; the newest ids of those that stay."""
@@ -291,8 +313,9 @@ class Batch:
         order = np.arange(num_alive)
         holes = np.flatnonzero(~self.is_alive_B[:num_alive])
         order[holes] = movers = num_alive + np.flatnonzero(self.is_alive_B[num_alive:])
-        self.buffer.data[:, :, holes] = self.buffer.data[:, :, movers]
-        self.buffer.data = self.buffer.data[:, :, :num_alive]
+        for number, layer in enumerate(self.buffer.layers):
+            layer[:, holes] = layer[:, movers]
+            self.buffer.layers[number] = layer[:, :num_alive]
         self.requests = [self.requests[row] for row in order]
         self.stops = [self.stops[row] for row in order]
         self.starts_B, self.limits_B = self.starts_B[order], self.limits_B[order]
@@ -306,7 +329,7 @@ class Batch:
     def next_column(self) -> tuple[Tensor, Tensor, Cache]:
         """Mask [B, columns], positions [B, 1] and cache with which the newest tokens are read."""
         width = self.buffer.width
-        if width == self.buffer.data.shape[-2]:
+        if width == self.buffer.num_columns:
             self.buffer.grow()
             self._remake_mask()
         positions_B = torch.from_numpy(width - self.starts_B).to(self.mask_BS.device)
@@ -315,8 +338,8 @@ class Batch:
         return self.mask_BS[:, : width + 1], positions_B[:, None], cache
 
     def _remake_mask(self) -> None:
-        device = self.buffer.data.device
-        columns = torch.arange(self.buffer.data.shape[-2], device=device)
+        device = self.buffer.device
+        columns = torch.arange(self.buffer.num_columns, device=device)
         starts_B = torch.from_numpy(self.starts_B).to(device)
         self.mask_BS = (columns >= starts_B[:, None]).long()
 
