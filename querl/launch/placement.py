@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from querl.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ class TakingTurns:
 
     async def publish(self, version: int) -> Metrics:
         """Weights into the engine while its cache is away, then the learner sleeps."""
+        torch.cuda.empty_cache()  # what an update took, and torch kept: the engine's weights wake
         await self.engine.load_weights(self.learner.weights(), version)
         await self.learner.sleep()
         await self.engine.wake()

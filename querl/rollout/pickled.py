@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch.multiprocessing.reductions import reduce_tensor
 
+from querl.errors import EngineError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
@@ -40,12 +42,20 @@ def buckets(
 def reachable(
     tensors: Iterable[tuple[str, Tensor]], *, shares_memory: bool
 ) -> list[tuple[str, Tensor]]:
-    """Where handles to them can be given, or where they can be sent by value, if none can."""
+    """Where handles to them can be given, or where they can be sent by value, if none can.
+
+    Raises EngineError where they lie on the host and the GPU has no room for them.
+    """
     if not shares_memory:
         return [(name, tensor.cpu()) for name, tensor in tensors]
     if not torch.cuda.is_available():
         return list(tensors)
-    return [(name, tensor.cuda()) for name, tensor in tensors]
+    try:
+        return [(name, tensor.cuda()) for name, tensor in tensors]
+    except torch.OutOfMemoryError as error:
+        raise EngineError(
+            "the GPU has no room to hand the weights over: set a smaller engine.memory_share"
+        ) from error
 
 
 def pickled(value: object) -> str:

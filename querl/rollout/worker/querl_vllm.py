@@ -33,12 +33,13 @@ class WeightLoader:
         torch.accelerator.synchronize()
 
     def querl_finish(self: Any) -> None:
-        """The weights are whole; the buffer is let go."""
+        """The weights are whole; the buffer is let go, and what loading took."""
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         finalize_layerwise_reload(self.get_model(), self.model_config)
         torch.accelerator.synchronize()
         del self.querl_buffer
+        torch.cuda.empty_cache()  # the cache wakes next, and vLLM itself does this only in sleep
 
 
 def see_buffer(address: dict[str, Any], device: torch.device) -> torch.Tensor:
