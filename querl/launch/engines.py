@@ -8,7 +8,12 @@ import os
 import shutil
 import sys
 import tempfile
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,6 +116,7 @@ async def player_of(
                     top_p=recipe.engine.top_p,
                 ),
                 limits=episode_limits(recipe),
+                places=episode_places(recipe),
             )
         finally:
             await engine.close()
@@ -130,6 +136,16 @@ def episode_limits(recipe: Recipe) -> EpisodeLimits:
         max_input=recipe.env.max_input,
         timeout_s=recipe.env.timeout_s,
     )
+
+
+def episode_places(recipe: Recipe) -> AbstractAsyncContextManager[None]:
+    """As many as a server takes requests, and a fourth more, which run their SQL meanwhile.
+
+    An engine of static batches waits for all episodes, so none of them may wait for a place.
+    """
+    if recipe.engine.kind not in SERVERS:
+        return nullcontext()
+    return asyncio.Semaphore(recipe.engine.max_batch + recipe.engine.max_batch // 4)
 
 
 def make_engine(recipe: Recipe, speaker: Speaker) -> Engine:
@@ -153,13 +169,15 @@ def make_engine(recipe: Recipe, speaker: Speaker) -> Engine:
 def starting_engine(recipe: Recipe) -> Iterator[Engine | None]:
     """A server of the recipe's that begins to start now, while model and data are loaded.
 
-    None where the engine is no server. It is ended with the context, if nobody has closed it.
+    One whose learner leaves the GPU to it starts when that has left: both would not fit. None where
+    the engine is no server. It is ended with the context, if nobody has closed it.
     """
     if recipe.engine.kind not in SERVERS:
         yield None
         return
     engine, server = make_server_engine(recipe, load_speaker(recipe))
-    server.launch()
+    if recipe.learner.offload != "all":
+        server.launch()
     try:
         yield engine
     finally:

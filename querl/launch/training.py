@@ -143,7 +143,7 @@ async def train_prepared(
 ) -> None:
     """``train_locally`` with what ``prepare`` gave; ``on_done`` hears of each validation.
 
-    ``engine`` is one that has begun to start already: see ``querl.launch.engines``.
+    ``engine`` is one that may have begun to start: see ``querl.launch.engines``.
     """
     with prepared.learner as learner:
         async with open_player(recipe, prepared.policy, engine=engine) as player:
@@ -164,6 +164,7 @@ async def train_prepared(
             if learner.step >= recipe.run.num_steps and run.has_evaluation(learner.step):
                 return  # nothing is left that a server should start for
             placement = await _placement(recipe, prepared, player, say)
+            await learner.sleep()  # a server that starts only now finds the GPU free
             await placement.publish(learner.step)
             # what is loaded now stays: looking at it again and again stops thousands of episodes
             gc.collect()
