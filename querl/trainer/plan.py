@@ -8,14 +8,16 @@ queries and keys, V vocabulary, c rows of a chunk of logits, S GPUs that share t
     masters       4 n / S, where b = 2, unless weights are rounded at random
     gradients     4 n / S; they add up in float32
     moments       8 n / S, or in 8 bits (2 + 8 / 256) n / S
-    activations   T (L a + (4 + 2b) h), a bytes a token and layer:
+    activations   T (L a + (d + b) h), a bytes a token and layer:
                     b h, where layers are recomputed
-                    2 (4 + 2b) h + b (2q + 2k) + 4 heads + 4 b i, as they run: two norms keep their
-                      float32 input, what they scale and what they give; attention keeps its inputs,
-                      result and sums; the feed-forward gate, its activation, the other branch and
-                      their product
-                    4 b h + b (2q + 2k) + 4 heads + 3 b i, compiled: the float32 inputs, scaled
-                      numbers and activations are made again
+                    m d h + 2 b h + b (2q + 2k) + 4 heads + 4 b i, as they run: each of m norms
+                      keeps d bytes of what it reads, its float32 input and, where it is trained,
+                      what it scales, in b bytes or in float32; matrices keep what they read,
+                      attention its inputs, result and sums, the feed-forward gate, its activation,
+                      the other branch and their product. Norms of queries and keys: d (q + k).
+                      An adapter of rank r: 7 b r
+                    (3 + m / 2) b h + b (2q + 2k) + 4 heads + 3 b i, compiled: the float32 inputs,
+                      scaled numbers and activations are made again; b (q + k) and 7 b r as above
     working       the larger of the head's chunks and one layer's backward pass
       head        4 V h + max(17 c V, 4 V h + b c V): its gradient in float32, with the chunk's
                   logits, probabilities and gradients (10 c V compiled; 24 and 16 where entropy is
@@ -64,9 +66,15 @@ class Adapter:
 
     def num_parameters(self, shape: DecoderShape) -> int:
         """Rank times inputs and outputs of each matrix, in all layers."""
+        return self.rank * sum(map(sum, self._matrices(shape))) * shape.num_layers
+
+    def num_matrices(self, shape: DecoderShape) -> int:
+        """Of one layer, that it stands beside."""
+        return len(self._matrices(shape))
+
+    def _matrices(self, shape: DecoderShape) -> list[tuple[int, int]]:
         wanted = shape.matrices.keys() if EVERY_MATRIX in self.targets else self.targets
-        widths = [sum(shape.matrices[name]) for name in wanted if name in shape.matrices]
-        return self.rank * sum(widths) * shape.num_layers
+        return [shape.matrices[name] for name in wanted if name in shape.matrices]
 
 
 SERVER_BYTES = 3 * 2**29  # CUDA's context and graphs in a server's process, as seen on an H200
@@ -196,16 +204,23 @@ def plan(shape: DecoderShape, settings: PlanSettings) -> MemoryPlan:
 
 def activations_a_layer(shape: DecoderShape, settings: PlanSettings) -> int:
     """Bytes that one layer keeps of one token for its backward pass, where it is not recomputed."""
-    b = settings.compute_bytes
-    attention = b * 2 * (shape.query_width + shape.kv_width) + FLOAT32 * shape.num_heads
+    b, hidden = settings.compute_bytes, shape.hidden_size
+    kept = b * 2 * (shape.query_width + shape.kv_width) + FLOAT32 * shape.num_heads
+    if settings.adapter is not None:
+        kept += b * settings.adapter.rank * settings.adapter.num_matrices(shape)
+    normed_heads = shape.query_width + shape.kv_width if shape.has_qk_norm else 0
     if settings.is_compiled:
-        return 4 * b * shape.hidden_size + attention + 3 * b * shape.intermediate_size
-    norms = 2 * _norm(shape, settings)
-    return norms + attention + 4 * b * shape.intermediate_size
+        norms = (3 + shape.num_norms // 2) * hidden + normed_heads
+        return kept + b * (norms + 3 * shape.intermediate_size)
+    norms = _norm(shape, settings) * (shape.num_norms * hidden + normed_heads)
+    return kept + norms + b * (2 * hidden + 4 * shape.intermediate_size)
 
 
 def _norm(shape: DecoderShape, settings: PlanSettings) -> int:
-    return (FLOAT32 + 2 * settings.compute_bytes) * shape.hidden_size
+    """Bytes that a norm keeps of each number it reads."""
+    if settings.adapter is not None:
+        return FLOAT32
+    return FLOAT32 + (FLOAT32 if shape.norm_in_float32 else settings.compute_bytes)
 
 
 def _tokens(settings: PlanSettings) -> int:
@@ -218,7 +233,8 @@ def _activations(shape: DecoderShape, settings: PlanSettings) -> int:
         if settings.is_recomputed
         else activations_a_layer(shape, settings)
     )
-    return _tokens(settings) * (shape.num_layers * a_layer + _norm(shape, settings))
+    last_norm = (_norm(shape, settings) + settings.compute_bytes) * shape.hidden_size
+    return _tokens(settings) * (shape.num_layers * a_layer + last_norm)
 
 
 def _head(shape: DecoderShape, settings: PlanSettings) -> int:

@@ -27,6 +27,9 @@ class DecoderShape:
     head_dim: int
     vocab_size: int
     is_tied: bool  # the head is the embedding
+    num_norms: int = 2  # of a layer's inputs and outputs
+    has_qk_norm: bool = False  # queries and keys have norms of their own, head by head
+    norm_in_float32: bool = False  # norms scale before they round, not after
 
     @property
     def query_width(self) -> int:
@@ -73,17 +76,23 @@ class DecoderShape:
         return self.num_layers * self.num_layer_parameters + self.num_embedding_parameters
 
 
-# From each model's config.json on huggingface.co. In this order: the fields of DecoderShape.
+# What transformers' classes do beyond two norms a layer; by ``model_type``.
+_NORMS: dict[str, dict[str, Any]] = {
+    "qwen3": {"has_qk_norm": True},
+    "gemma3_text": {"num_norms": 4, "has_qk_norm": True, "norm_in_float32": True},
+}
+# From each model's config.json on huggingface.co. In this order: the fields of DecoderShape up to
+# ``is_tied``, and the ``model_type``.
 _PUBLISHED = {
-    "Qwen/Qwen2.5-Coder-0.5B": (896, 4864, 24, 14, 2, 64, 151936, True),
-    "Qwen/Qwen2.5-Coder-1.5B": (1536, 8960, 28, 12, 2, 128, 151936, True),
-    "Qwen/Qwen2.5-Coder-3B": (2048, 11008, 36, 16, 2, 128, 151936, True),
-    "Qwen/Qwen2.5-Coder-7B": (3584, 18944, 28, 28, 4, 128, 152064, False),
-    "Qwen/Qwen2.5-Coder-14B": (5120, 13824, 48, 40, 8, 128, 152064, False),
-    "Qwen/Qwen2.5-Coder-32B": (5120, 27648, 64, 40, 8, 128, 152064, False),
-    "Qwen/Qwen3-4B": (2560, 9728, 36, 32, 8, 128, 151936, True),
-    "HuggingFaceTB/SmolLM2-135M": (576, 1536, 30, 9, 3, 64, 49152, True),
-    "google/gemma-3-270m": (640, 2048, 18, 4, 1, 256, 262144, True),
+    "Qwen/Qwen2.5-Coder-0.5B": (896, 4864, 24, 14, 2, 64, 151936, True, "qwen2"),
+    "Qwen/Qwen2.5-Coder-1.5B": (1536, 8960, 28, 12, 2, 128, 151936, True, "qwen2"),
+    "Qwen/Qwen2.5-Coder-3B": (2048, 11008, 36, 16, 2, 128, 151936, True, "qwen2"),
+    "Qwen/Qwen2.5-Coder-7B": (3584, 18944, 28, 28, 4, 128, 152064, False, "qwen2"),
+    "Qwen/Qwen2.5-Coder-14B": (5120, 13824, 48, 40, 8, 128, 152064, False, "qwen2"),
+    "Qwen/Qwen2.5-Coder-32B": (5120, 27648, 64, 40, 8, 128, 152064, False, "qwen2"),
+    "Qwen/Qwen3-4B": (2560, 9728, 36, 32, 8, 128, 151936, True, "qwen3"),
+    "HuggingFaceTB/SmolLM2-135M": (576, 1536, 30, 9, 3, 64, 49152, True, "llama"),
+    "google/gemma-3-270m": (640, 2048, 18, 4, 1, 256, 262144, True, "gemma3_text"),
 }
 PUBLISHED = {
     name: DecoderShape(
@@ -95,8 +104,9 @@ PUBLISHED = {
         head_dim=head_dim,
         vocab_size=vocabulary,
         is_tied=is_tied,
+        **_NORMS.get(family, {}),
     )
-    for name, (hidden, inner, layers, heads, kv_heads, head_dim, vocabulary, is_tied) in (
+    for name, (hidden, inner, layers, heads, kv_heads, head_dim, vocabulary, is_tied, family) in (
         _PUBLISHED.items()
     )
 }
@@ -140,6 +150,7 @@ def _from_config(file: Path) -> DecoderShape:
             head_dim=config.get("head_dim") or config["hidden_size"] // heads,
             vocab_size=config["vocab_size"],
             is_tied=config.get("tie_word_embeddings", True),
+            **_NORMS.get(config.get("model_type", ""), {}),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{file} describes no decoder ({error!r}): download it again") from error
