@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 BLOCK = 128  # tokens; the kernel's own block size
 LEAST_HEAD_WIDTH = 16  # of the kernel; only the models of tests have narrower heads
+_WIDE = 128  # of wider heads FlexAttention's own tiles take up to 112 KiB of shared memory
+_MUCH_SHARED_MEMORY = 120 * 2**10  # bytes a block
 
 
 def has_newer_kernels(device: torch.device) -> bool:
@@ -38,6 +40,28 @@ def has_newer_kernels(device: torch.device) -> bool:
     A T4 (7.5) has too little shared memory for the one, and no kernel of the other.
     """
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def has_small_tiles(head_width: int, device: torch.device) -> bool:
+    """Whether FlexAttention's own tiles of such heads are too large for the GPU.
+
+    GPUs of capability 8.6, 8.9 and 12.x (3090, A10, 4090, L4, 5090) have 99 KiB of shared memory a
+    block, which the backward pass exceeds where heads are wide, as Gemma-3's of 256 numbers.
+    """
+    if head_width <= _WIDE:
+        return False
+    properties: Any = torch.cuda.get_device_properties(device)  # torch types not all of them
+    return bool(properties.shared_memory_per_block_optin < _MUCH_SHARED_MEMORY)
+
+
+def small_tiles(item_bytes: int) -> dict[str, int]:
+    """FlexAttention's options for them: tiles of 32 tokens in 16 bits, of 16 in float32.
+
+    In the backward pass they are the fastest that fit (pytorch/pytorch#198224).
+    """
+    names = ("fwd_BLOCK_M", "fwd_BLOCK_N", *(f"bwd_BLOCK_{of}" for of in ("M1", "N1", "M2", "N2")))
+    stages = {"fwd_num_stages": 2, "bwd_num_stages": 2}
+    return dict.fromkeys(names, 64 // item_bytes) | stages
 
 
 class FlexRow:
@@ -56,7 +80,8 @@ class FlexRow:
         """Scaled dot-product attention [1, heads, T, D] of a row, to [1, T, heads, D]."""
         if window not in self._masks:
             self._masks[window] = self._mask(window)
-        result: Tensor = _flex_attention()(
+        has_small = has_small_tiles(query.shape[-1], self._device)
+        result: Tensor = (_in_small_tiles() if has_small else _flex_attention())(
             query,
             key,
             value,
@@ -145,3 +170,16 @@ def _flex_attention() -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=True)
+
+
+@functools.cache
+def _in_small_tiles() -> Any:
+    """The same with ``small_tiles``."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    def attention(query: Tensor, key: Tensor, value: Tensor, **how: Any) -> Any:
+        # made in here: of options that come from without the compiler makes numbers that may change
+        options: Any = small_tiles(query.element_size())
+        return flex_attention(query, key, value, kernel_options=options, **how)
+
+    return torch.compile(attention, dynamic=True)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext, suppress
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,14 +18,14 @@ from transformers import (
 from querl.algorithm.logprobs import selected_logprobs
 from querl.algorithm.pack import pack
 from querl.errors import ModelError
-from querl.trainer import attention
+from querl.trainer import attention, flex
 from querl.trainer.attention import (
     compiled_layers,
     hidden_states,
     recomputed_activations,
     tree_attention,
 )
-from querl.trainer.flex import FlexRow
+from querl.trainer.flex import FlexRow, has_small_tiles, small_tiles
 from querl.trainer.segments import SegmentAttention
 
 SAMPLES = make_samples()
@@ -227,3 +228,53 @@ def test_heads_too_narrow_for_the_fused_kernel_attend_by_plain_ones(monkeypatch)
     assert attention.row_kind(narrow, torch.device("cuda")) is SegmentAttention
     assert attention.row_kind(wide, torch.device("cuda")) is FlexRow
     assert attention.row_kind(wide, torch.device("cpu")) is SegmentAttention
+
+
+@pytest.mark.parametrize(
+    ("head_width", "shared_memory", "are_small"),
+    [
+        (256, 101_376, True),  # a 3090, 4090, L4 or 5090
+        (160, 101_376, True),
+        (128, 101_376, False),
+        (256, 166_912, False),  # an A100
+        (256, 232_448, False),  # an H100
+    ],
+)
+def test_wide_heads_have_small_tiles_where_shared_memory_is_short(
+    monkeypatch, head_width, shared_memory, are_small
+):
+    properties = SimpleNamespace(shared_memory_per_block_optin=shared_memory)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert has_small_tiles(head_width, torch.device("cuda")) == are_small
+
+
+def test_no_tile_is_larger_than_one_of_32_tokens_in_16_bits():
+    # a tile has 16 tokens or more, and the row's blocks of 128 are whole tiles
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        tiles = {n: size for n, size in small_tiles(dtype.itemsize).items() if "BLOCK" in n}
+        assert len(tiles) == 6
+        assert all(size * dtype.itemsize <= 64 and size >= 16 for size in tiles.values())
+        assert all(flex.BLOCK % size == 0 for size in tiles.values())
+
+
+def test_the_compiler_takes_tiles_as_constants_and_builds_for_rows_of_any_length_once(monkeypatch):
+    found: list[dict[str, object]] = []
+
+    def keep(graph, _inputs):
+        calls = [node.args for node in graph.graph.nodes if "flex_attention" in str(node.target)]
+        found.extend(option for args in calls for option in args if isinstance(option, dict))
+        return graph.forward
+
+    torch.compiler.reset()
+    flex._in_small_tiles.cache_clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=keep))
+    monkeypatch.setattr(flex, "has_small_tiles", lambda width, device: True)
+    for num_groups in (4, 6, 9):
+        (packed_row,) = pack(make_samples(num_groups), 10**6)
+        row = FlexRow(packed_row.segments, torch.device("cpu"))
+        num_tokens = packed_row.num_tokens + row.num_padding
+        query, key, value = (torch.randn(1, 2, num_tokens, 16) for _ in range(3))
+        row.attend(query, key, value, scale=None, window=7)
+    (options,) = found
+    assert options.items() >= small_tiles(4).items()
+    flex._in_small_tiles.cache_clear()
