@@ -1,14 +1,15 @@
 """An engine that is a server: what all kinds of them have in common, over a dialect's routes.
 
 Requests are cut by a pause and continued after it, so that one completion may hold tokens of
-several versions. A server that ended, failed or froze is started anew, once; what was open is
-asked again, and nothing is lost but time.
+several versions. A server that ended, failed or froze is started anew, once, and one that lives is
+not, though a line to it broke; what was open is asked again, and nothing is lost but time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from querl.rollout.server import Server
 
 CUT_UNSEEN = 499  # of a request that a pause met before anything was sampled for it (SGLang)
-CUT_S = 2.0  # without an answer to any of the requests that a pause has cut
+CUT_S = 10.0  # without an answer to any of those that a pause has cut; vLLM's come by the 128
+MOST_BROKEN = 3  # lines to a server that lives, for one request
 ANSWER_S = 3600.0  # for one request to be answered, while others are
 AGAIN_S = 600.0  # a server that fails twice within these seconds will fail again
 
@@ -96,7 +98,7 @@ class HttpEngine:
         """Sample one completion; ``context`` bounds it as ``max_tokens`` does."""
         self._check_open()
         limit = min(sampling.max_tokens, self._context - len(prompt_ids))
-        pieces = Pieces(self._tokenizer, sampling.stop)
+        pieces, num_broken = Pieces(self._tokenizer, sampling.stop), 0
         async with self._seats:
             while pieces.finish is None:
                 if len(pieces.token_ids) >= limit:
@@ -115,7 +117,8 @@ class HttpEngine:
                         continue
                     if not is_fault(error):
                         raise
-                    await self._chores.see_to(self._mend(http, error))
+                    num_broken += 1
+                    await self._chores.see_to(self._mend(http, error, num_broken))
                 else:
                     if piece is not None:
                         pieces.add(piece, version)
@@ -232,12 +235,17 @@ class HttpEngine:
             if http is None or not self._may_ask.is_set():
                 return  # it is being started or changed; who asks then starts a watch
             try:
-                await self._dialect.check_alive(http, timeout_s=self._heartbeat_s)
-            except EngineError as error:
-                if is_fault(error) and self._heard_at == heard_at and self._may_ask.is_set():
+                await self._check_alive(http, timeout_s=self._heartbeat_s)
+            except (ServerGone, Overdue) as error:
+                if self._heard_at == heard_at and self._may_ask.is_set():
                     await self._chores.see_to(self._mend(http, error))
                     continue
             self._heard_at = time.monotonic()
+
+    async def _check_alive(self, http: Http, *, timeout_s: float) -> None:
+        """Raises ServerGone or Overdue. Whatever is answered, who answers lives."""
+        with suppress(Refused):
+            await self._dialect.check_alive(http, timeout_s=timeout_s)
 
     # --- what the server holds
 
@@ -272,12 +280,9 @@ class HttpEngine:
             self._go_on()
 
     async def _cut(self, http: Http) -> None:
-        limit_s = 2 * self._heartbeat_s  # as long as a frozen server is given in mid-rollout
-        try:
-            async with asyncio.timeout(limit_s):
-                await self._dialect.pause(http)
-        except TimeoutError as error:
-            raise Overdue(f"{http.url} did not pause in {limit_s:g} s") from error
+        # a frozen one is found out as soon as in mid-rollout: to answer all may take it minutes
+        await self._check_alive(http, timeout_s=2 * self._heartbeat_s)
+        await self._dialect.pause(http)
         late = set(self._open)
         while late:
             done, late = await asyncio.wait(
@@ -322,12 +327,16 @@ class HttpEngine:
                 await self._start_or_give_up()
                 self._go_on()
 
-    async def _mend(self, http: Http, reason: EngineError) -> None:
-        """Start the server anew that did not serve ``http``, unless somebody has meanwhile."""
+    async def _mend(self, http: Http, reason: EngineError, num_broken: int = 1) -> None:
+        """Start the server of ``http`` anew, unless somebody has, or only a line to it broke."""
         async with self._change:
-            if self._http is http and self._end is None:
-                await self._restart(reason)
-                self._go_on()
+            if self._http is not http or self._end is not None:
+                return
+            if isinstance(reason, ServerGone) and num_broken <= MOST_BROKEN:
+                with suppress(ServerGone, Overdue):
+                    return await self._check_alive(http, timeout_s=self._heartbeat_s)
+            await self._restart(reason)
+            self._go_on()
 
     async def _restart(self, reason: EngineError) -> None:
         """End the server and start it anew, once."""

@@ -1,14 +1,15 @@
 """After each publish, a question: does the engine sample from the weights that the learner has?
 
 The same prompt, keys and length each time. The learner computes what the engine says of its tokens:
-they agree within a tolerance, and where the learner's view of the last answer has moved, the
-engine's answer may not be the same to the last bit.
+they agree within a tolerance, and where the learner's view of the last answer has moved, what the
+engine says without chance may not be the same to the last bit. That is asked first, and alone:
+SGLang's chance follows no seed, and what a GPU computes hangs on the batch and on what is cached.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from querl.errors import EngineError
@@ -30,14 +31,15 @@ MOVED = 1e-3  # nats a token: less may be lost to rounding on its way into the e
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the engine sampled, and the learner's log-probs [N][C] of it."""
+    """What the engine sampled, with and without chance, and its log-probs [N][C] of the former."""
 
+    greedy: Sample
     samples: tuple[Sample, ...]
-    logprobs: tuple[tuple[float, ...], ...]  # [N][C], the engine's
+    logprobs: tuple[tuple[float, ...], ...]
 
 
 class Probe:
-    """Asks ``engine`` for ``num_samples`` completions of one prompt and compares."""
+    """Asks ``engine`` for a greedy and ``num_samples`` other completions of one prompt."""
 
     def __init__(
         self,
@@ -63,10 +65,13 @@ class Probe:
     async def ask(self) -> None:
         """Let the engine sample; its memory and weights are awake."""
         keys = [RequestKey(0, 0, PROBE_GROUP, sample, 0) for sample in range(self._num_samples)]
+        sure = replace(self._sampling, temperature=0.0)
+        greedy = await self._engine.generate(self._prompt_ids, sure, keys[0])
         completions = await asyncio.gather(
             *(self._engine.generate(self._prompt_ids, self._sampling, key) for key in keys)
         )
         self._asked = Answer(
+            greedy=sample_of(self._prompt_ids, greedy),
             samples=tuple(sample_of(self._prompt_ids, completion) for completion in completions),
             logprobs=tuple(completion.logprobs for completion in completions),
         )
@@ -89,7 +94,7 @@ class Probe:
             # alone, as it was computed then: in a row with others bf16 rounds to 0.006 nats away
             moved = mean_distance(then, await self._logprobs(last.samples))
             metrics.add_mean("probe/moved", moved)
-            if moved > MOVED and asked == last:
+            if moved > MOVED and asked.greedy == last.greedy:
                 raise EngineError(
                     f"the learner's weights moved by {moved:.4f} nats a token on a probe, and the "
                     "engine answers as before: weights or adapter did not reach it"
@@ -100,7 +105,7 @@ class Probe:
                 f"algorithm.max_dlogprob={self._tolerance:g}: the engine has other weights, "
                 "another tokenizer or another dtype"
             )
-        if self._last is None or asked != self._last[0]:
+        if self._last is None or asked.greedy != self._last[0].greedy:
             # else the next one is compared with this answer's first time: small steps add up
             self._last = asked, now
         return metrics

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -38,6 +39,26 @@ class Deaf(HfEngine):
 
     async def load_weights(self, weights: object, version: int) -> None:
         self._version = version
+
+
+class Moody(Deaf):
+    """As a server on a GPU: chance follows no seed, numbers hang on who is computed beside."""
+
+    num_asked = num_open = 0
+
+    async def generate(self, prompt_ids, sampling, key):
+        self.num_asked += 1
+        self.num_open += 1
+        num_asked = self.num_asked
+        await asyncio.sleep(0)
+        num_beside = self.num_open - 1
+        if sampling.temperature:
+            key = replace(key, step=num_asked)
+        completion = await super().generate(prompt_ids, sampling, key)
+        self.num_open -= 1
+        rounding = 1e-6 * num_beside * num_asked
+        logprobs = tuple(logprob - rounding for logprob in completion.logprobs)
+        return replace(completion, logprobs=logprobs)
 
 
 def probe(engine: HfEngine, policy: FullLearner, *, temperature: float = 1.0) -> Probe:
@@ -75,9 +96,12 @@ def test_an_engine_that_loads_what_it_is_given_agrees_after_each_publish(
 
 
 @pytest.mark.parametrize("kind", [SideBySide, TakingTurns])
-def test_weights_that_do_not_arrive_end_the_run(kind: type[SideBySide]) -> None:
+@pytest.mark.parametrize("deaf", [Deaf, Moody])
+def test_weights_that_do_not_arrive_end_the_run(
+    kind: type[SideBySide], deaf: type[HfEngine]
+) -> None:
     policy = learner()
-    engine = Deaf(tiny_policy(), tiny_tokenizer())
+    engine = deaf(tiny_policy(), tiny_tokenizer())
     with pytest.raises(EngineError, match="did not reach it"):
         publishing(engine, policy, kind(engine, policy, probe(engine, policy)), updates=1)
 
