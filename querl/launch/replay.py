@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from querl.algorithm.credit import TurnCredit
+    from querl.config import Recipe
     from querl.trainer.full import FullLearner
     from querl.trainer.guards import Fault
     from querl.types import Group, Judgement, Sample, Trajectory
@@ -101,6 +102,8 @@ async def replay(run: Path, step: int, overrides: tuple[str, ...] = ()) -> Repla
         raise CheckpointError(f"{run} holds no run: name the folder that --out named")
     recipe = load_recipe(run / "recipe.toml", overrides)
     recipe.check_training()
+    if load_recipe(run / "recipe.toml").algorithm.kl.target is None:
+        recipe = _without_target(recipe)
     groups = records.read_groups(run / "records", step)
     policy = load_policy(recipe)
     learner = make_learner(with_rows(recipe), policy)
@@ -127,6 +130,16 @@ async def replay(run: Path, step: int, overrides: tuple[str, ...] = ()) -> Repla
         numbers=numbers.values(),
         recorded=lines[-1] if lines else {},
     )
+
+
+def _without_target(recipe: Recipe) -> Recipe:
+    """With the recipe's own KL coefficient: a checkpoint has none that followed a target.
+
+    A target moves nothing in the step after which it acts.
+    """
+    algorithm = recipe.algorithm
+    kl = algorithm.kl.model_copy(update={"target": None})
+    return recipe.model_copy(update={"algorithm": algorithm.model_copy(update={"kl": kl})})
 
 
 def _load_nearest(learner: FullLearner, folder: Path, step: int) -> None:

@@ -144,10 +144,10 @@ def test_shares_add_up_to_the_loss_and_tell_what_the_update_did(
 
 
 def test_what_was_left_out_is_named(whole: tuple[Path, Noting]) -> None:
-    again = replayed(whole[0], 1, "algorithm.leave_out=['void']")
+    again = replayed(whole[0], 1, "algorithm.leave_out=['truncated']")
     parts = [part for parts_G in again.parts_PG for part in parts_G]
-    left_out = [part for part in parts if part.left_out is LeftOut.VOID]
-    assert len(left_out) == again.left_out[LeftOut.VOID] > 0
+    left_out = [part for part in parts if part.left_out is LeftOut.TRUNCATED]
+    assert len(left_out) == again.left_out[LeftOut.TRUNCATED] > 0
     assert all(part.share is None and part.samples == () for part in left_out)
 
 
@@ -191,6 +191,45 @@ def test_a_divergence_may_be_charged_that_the_run_did_not_know(
     assert again.numbers["policy/kl_coefficient"] == 0.1
     train(company, tmp_path / "run", *KEEPS_ALL, "algorithm.kl=0.1", "run.num_steps=2")
     assert replayed(tmp_path / "run", 2, "algorithm.kl=5.0").numbers["policy/kl_coefficient"] == 5
+
+
+def test_a_target_that_the_run_did_not_follow_leaves_the_recipes_coefficient(
+    whole: tuple[Path, Noting],
+) -> None:
+    with_target = ("algorithm.kl.coefficient=0.1", "algorithm.kl.target=0.05")
+    again = replayed(whole[0], 2, *with_target)
+    assert again.numbers["policy/kl_coefficient"] == 0.1
+    plain = replayed(whole[0], 2, "algorithm.kl=0.1").numbers
+    names = [name for name in plain if not name.startswith(("time/", "speed/"))]
+    assert all(same(again.numbers[name], plain[name]) for name in names)
+
+
+def test_a_coefficient_that_followed_a_target_stays_the_checkpoints(
+    company: Path, tmp_path: Path
+) -> None:
+    with_target = ("algorithm.kl.coefficient=0.1", "algorithm.kl.target=0.05")
+    noting = train(company, tmp_path / "run", *KEEPS_ALL, *with_target, "run.num_steps=2")
+    followed = noting.steps[2]["policy/kl_coefficient"]
+    assert followed != 0.1
+    again = replayed(tmp_path / "run", 2, "algorithm.kl.coefficient=0.7")
+    assert again.numbers["policy/kl_coefficient"] == followed
+
+
+def test_an_anchor_that_the_run_did_not_have_pulls_to_its_first_adapter(
+    company: Path, tmp_path: Path
+) -> None:
+    folders = {anchor: tmp_path / f"anchor-{anchor}" for anchor in ("0", "1e-9")}
+    # both runs are at the same place after a step: the first is no distance from itself
+    common = (*KEEPS_ALL, "lora.rank=4", "algorithm.entropy=1e-9", "run.num_steps=2")
+    for anchor, folder in folders.items():
+        train(company, folder, *common, f"lora.anchor={anchor}")
+    alone = replayed(folders["0"], 2).numbers["optimizer/grad_norm"]
+    pulled, expected = (
+        replayed(folder, 2, "lora.anchor=5").numbers["optimizer/grad_norm"]
+        for folder in folders.values()
+    )
+    assert pulled == expected
+    assert pulled != pytest.approx(alone, rel=0.01)
 
 
 def test_an_update_that_would_be_skipped_is_told(querl: Querl, whole: tuple[Path, Noting]) -> None:

@@ -162,13 +162,15 @@ class AdamW:
             for key, value in found.items():
                 fresh[key].copy_(value)
             self._moments[name] = fresh if found else {}
-        for kept, prefix in ((self._masters, "master"), (self._anchors, "anchor")):
-            for name, tensor in kept.items():
-                if f"{prefix}.{name}" not in tensors:
-                    raise CheckpointError(
-                        f"the optimizer has no {prefix} of {name}: of another dtype, or settings?"
-                    )
-                tensor.copy_(tensors[f"{prefix}.{name}"])
+        for name, master in self._masters.items():
+            if f"master.{name}" not in tensors:
+                raise CheckpointError(
+                    f"the optimizer has no master of {name}: of another dtype, or settings?"
+                )
+            master.copy_(tensors[f"master.{name}"])
+        for name, first in self._anchors.items():
+            # a replay may charge a distance that the run did not: from the values of its start
+            first.copy_(tensors.get(f"anchor.{name}", first))
         for name, master in self._masters.items():
             self._home.publish(master, self._weights[name])
         if self._scale is not None and _LOSS_SCALE in tensors:
