@@ -84,7 +84,7 @@ class EnvConfig(Section):
     ``stepwise`` history each turn's prompt is rendered anew, by ``keep_thoughts`` with what the
     model thought before. ``final_answer`` asks for one turn more where the last brought no answer.
     ``early_exit`` ends an episode after so many turns in a row that bring nothing new, 0 never.
-    What is not over after ``timeout_s`` is cut, and teaches nothing.
+    What is not over ``timeout_s`` after it began is cut, and teaches nothing.
     """
 
     kind: str = "text2sql"
@@ -127,7 +127,7 @@ class EngineConfig(Section):
     url: str | None = None
     python: str | None = None
     options: dict[str, Any] = {}
-    start_timeout_s: float = Field(default=300.0, gt=0)
+    start_timeout_s: float = Field(default=600.0, gt=0)
     heartbeat_s: float = Field(default=15.0, gt=0)
     frontends: int = Field(default=1, ge=1)
     replicas: int = Field(default=1, ge=1)
