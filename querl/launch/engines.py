@@ -34,7 +34,7 @@ from querl.launch.local import (
     open_databases,
     sql_limits,
 )
-from querl.launch.needs import plan_settings
+from querl.launch.needs import server_cache
 from querl.rollout.engine import Sampling
 from querl.rollout.episode import EpisodeLimits
 from querl.rollout.hf import HfEngine
@@ -42,8 +42,6 @@ from querl.rollout.sampler import Player
 from querl.sql.gold_cache import CachedGolds, GoldCache, default_cache_path
 from querl.trainer.lora import adapter_rank, base_of, is_adapter
 from querl.trainer.model import choose_device, choose_dtype
-from querl.trainer.plan import plan
-from querl.trainer.shapes import shape_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -84,10 +82,11 @@ async def open_player(
 ) -> AsyncIterator[Player]:
     """Everything that plays and judges episodes; closes engine and workers at the end.
 
-    ``engine`` is one that has been made already; an adapter's folder is put into a server.
+    ``engine`` is one that has been made already, with a learner beside it; without it there is
+    none. An adapter's folder is put into a server.
     """
     if engine is None:
-        engine = make_engine(recipe, speaker)
+        engine = make_engine(_without_learner(recipe), speaker)
     async with player_of(recipe, engine, speaker.history, speaker.tokenizer) as player:
         path = model_path(recipe)
         if recipe.engine.kind in SERVERS and is_adapter(path):
@@ -280,7 +279,12 @@ def _cache_bytes(recipe: Recipe) -> int | None:
 
     vLLM would measure what is free, while the learner is loading on the same GPU.
     """
-    shape = shape_of(model_path(recipe))
-    if shape is None or not torch.cuda.is_available():
+    if recipe.engine.url is not None or not torch.cuda.is_available():
         return None
-    return plan(shape, plan_settings(recipe)).kv_cache or None
+    return server_cache(recipe)
+
+
+def _without_learner(recipe: Recipe) -> Recipe:
+    """The recipe for an evaluation: nobody's state stays beside the engine."""
+    learner = recipe.learner.model_copy(update={"offload": "all"})
+    return recipe.model_copy(update={"learner": learner})

@@ -16,7 +16,7 @@ import torch
 from querl.config import Recipe
 from querl.launch.local import model_path
 from querl.launch.needs import ASSUMED_GPU_BYTES, num_gpus, plan_settings
-from querl.trainer.plan import SERVER_BYTES, MemoryPlan, PlanSettings, plan
+from querl.trainer.plan import CONTEXT_BYTES, SERVER_BYTES, MemoryPlan, PlanSettings, plan
 from querl.trainer.shapes import DecoderShape, shape_of
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 ROW_SIZES = (32768, 16384, 8192, 4096, 2048, 1024)
 UNKNOWN_SHAPE_TOKENS = 8192
 HEADROOM = 0.9  # of the memory; the rest is for what allocators lose between blocks
-CONTEXT_BYTES = 2**29  # CUDA's own, in this process
 FAR = 0.1  # a plan that is further off is told as wrong
 CPU_NOISE = 256 * 2**20  # bytes that threads and allocators of a process come and go by
 

@@ -20,12 +20,14 @@ from querl.loggers import missing_loggers
 from querl.sql.databases import DRIVERS, database_kind, is_installed
 from querl.trainer.model import choose_dtype, load_tokenizer
 from querl.trainer.plan import (
+    CONTEXT_BYTES,
     EIGHT_BIT_MOMENTS,
     FLOAT32,
     Adapter,
     EnginePlan,
     MemoryPlan,
     PlanSettings,
+    cache_bytes,
     plan,
 )
 from querl.trainer.shapes import published_name, shape_of
@@ -128,6 +130,31 @@ def plan_settings(recipe: Recipe) -> PlanSettings:
     )
 
 
+def server_cache(recipe: Recipe) -> int | None:
+    """Bytes of the key-value cache that a server is planned with; None for an unknown model.
+
+    Raises ConfigError where not even one sequence has room.
+    """
+    shape = shape_of(model_path(recipe))
+    if shape is None:
+        return None
+    settings = plan_settings(recipe)
+    planned = plan(shape, settings)
+    least = cache_bytes(shape, settings, num_sequences=1)
+    if planned.kv_cache >= least:
+        return planned.kv_cache
+    stays = 0 if planned.leaves or settings.engine.room is None else planned.state
+    taken = planned.engine_weights + planned.engine_working
+    raise ConfigError(
+        f"no room on a GPU of {_gib(_gpu_bytes())} for the {_gib(least)} of keys and values of one "
+        f"sequence of {settings.engine.context:,} tokens: engine.kind={recipe.engine.kind} takes "
+        f"{_gib(taken)} without them, of engine.memory_share={recipe.engine.memory_share:g}, and "
+        f"{_gib(stays)} of the learner stay beside it: set "
+        f"{'learner.offload=all, ' if stays else ''}a larger engine.memory_share, or a smaller "
+        "env.max_input"
+    )
+
+
 def missing(recipe: Recipe) -> Iterator[str]:
     """What is not here or not built, a line each, with its remedy."""
     yield from recipe.unsupported()
@@ -167,17 +194,22 @@ def _engine(recipe: Recipe) -> EnginePlan:
         return EnginePlan(num_sequences=0)
     episodes = run.groups_per_step * run.group_size
     longest = env.max_prompt if env.max_turns == 1 else env.max_input
-    is_shared = engine.placement == "shared"
-    share = int(engine.memory_share * _gpu_bytes())
+    is_server = engine.kind in SERVERS
     return EnginePlan(
-        has_own_weights=not is_shared,
+        has_own_weights=is_server or engine.placement != "shared",
         weight_bytes=1.0 if engine.dtype == "fp8" else float(_compute_bytes(recipe)),
         tensor_parallel=engine.tensor_parallel,
         num_sequences=min(engine.max_batch, -(-episodes // engine.replicas)),
         context=longest + env.max_turn_tokens,
-        most_bytes=share if engine.kind in SERVERS else None,
+        num_kept=0 if is_server else (run.max_lag + 1) * episodes,
+        most_bytes=int(engine.memory_share * _gpu_bytes()) if is_server else None,
+        room=_gpu_bytes() - CONTEXT_BYTES if engine.placement == "colocated" else None,
         is_beside=is_separate and engine.kind == "hf",
     )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.2f} GiB"
 
 
 def _gpu_bytes() -> int:

@@ -14,7 +14,7 @@ from querl.algorithm.sample import LeftOut
 from querl.data.audit import Fault
 from querl.env.rewards import find_reward
 from querl.eval.run import summarise
-from querl.launch.engines import open_player
+from querl.launch.engines import make_engine, open_player
 from querl.launch.local import (
     check_suite,
     load_policy,
@@ -146,6 +146,7 @@ async def train_prepared(
     ``engine`` is one that may have begun to start: see ``querl.launch.engines``.
     """
     with prepared.learner as learner:
+        engine = engine or make_engine(recipe, prepared.policy)
         async with open_player(recipe, prepared.policy, engine=engine) as player:
             say(
                 f"{len(prepared.training):,} training tasks ({prepared.left_out}), "

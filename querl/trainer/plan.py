@@ -25,7 +25,10 @@ queries and keys, V vocabulary, c rows of a chunk of logits, S GPUs that share t
                   frozen: without 4 V h.
       layer       3 b i T, and a T where the layer is recomputed
     reference     N b / S; an adapter needs none, but for its first values where they are the anchor
-    engine        its own weights, and 2 L k b a token of the sequences at full length
+    engine        its own weights, and 2 L k b a token of the sequences at full length; a server's
+                  cache ends with its share of the GPU, or with what a state that stays leaves of
+                  it. The hf engine's buffer grows, with one layer of it twice, and what finished
+                  turns have computed is kept beside it, up to 2 GiB
 
     host          masters and moments, where they are offloaded, and a pinned buffer for gradients:
                   the largest weight in float32, up to a power of two; where all is offloaded, the
@@ -77,6 +80,8 @@ class Adapter:
         return [shape.matrices[name] for name in wanted if name in shape.matrices]
 
 
+REUSE_BYTES = 2**31  # of `querl.rollout.hf`, which imports torch: a test holds them equal
+CONTEXT_BYTES = 2**29  # CUDA's own in a process
 SERVER_BYTES = 3 * 2**29  # CUDA's context and graphs in a server's process, as seen on an H200
 PREFILL_TOKENS = 8192  # that a server computes at once
 
@@ -90,7 +95,9 @@ class EnginePlan:
     tensor_parallel: int = 1
     num_sequences: int = 1
     context: int = 1  # tokens of the longest
-    most_bytes: int | None = None  # its share of the GPU
+    num_kept: int = 0  # sequences whose finished turns the hf engine keeps
+    most_bytes: int | None = None  # a server's share of the GPU
+    room: int | None = None  # of a GPU that it takes turns on with a learner
     is_beside: bool = False  # samples during the update, on the same GPU
 
 
@@ -184,6 +191,7 @@ def plan(shape: DecoderShape, settings: PlanSettings) -> MemoryPlan:
     weights, reference = (find(shape, settings, trained) for find in (_weights, _reference))
     is_here, leaves = settings.offload == "none", settings.offload == "all"
     on_host = 0 if is_here else masters + moments + _buffer(shape, settings)
+    staying = 0 if leaves else weights + reference + (masters + moments if is_here else 0)
     return MemoryPlan(
         weights=weights,
         masters=masters if is_here else 0,
@@ -193,8 +201,8 @@ def plan(shape: DecoderShape, settings: PlanSettings) -> MemoryPlan:
         working=max(_head(shape, settings), _layer_backward(shape, settings)),
         reference=reference,
         engine_weights=_engine_weights(shape, engine),
-        engine_working=_engine_working(shape, engine),
-        kv_cache=_kv_cache(shape, settings),
+        engine_working=_engine_working(shape, settings),
+        kv_cache=_kv_cache(shape, settings, staying),
         is_beside=engine.is_beside,
         leaves=leaves,
         offloaded=on_host + (weights + reference if leaves else 0),
@@ -294,24 +302,34 @@ def _engine_weights(shape: DecoderShape, engine: EnginePlan) -> int:
     return int(engine.weight_bytes * shape.num_parameters / engine.tensor_parallel)
 
 
-def _engine_working(shape: DecoderShape, engine: EnginePlan) -> int:
+def _engine_working(shape: DecoderShape, settings: PlanSettings) -> int:
     """Of a process of its own: CUDA's context and graphs, a prefill, and logits to sample from.
 
     Sampling holds the logits of all sequences, their processed copy and their order: four numbers
-    of 4 bytes for each.
+    of 4 bytes for each. The hf engine in this process has a layer twice, and what it keeps.
     """
+    engine = settings.engine
     if engine.most_bytes is None:
-        return 0
+        kept = cache_bytes(shape, settings, num_sequences=engine.num_kept)
+        batch = cache_bytes(shape, settings, num_sequences=engine.num_sequences)
+        return batch // shape.num_layers + min(kept, REUSE_BYTES)
     logits = 4 * FLOAT32 * engine.num_sequences * shape.vocab_size
     prefill = 2 * PREFILL_TOKENS * (4 * shape.hidden_size + 3 * shape.intermediate_size)
     return SERVER_BYTES + (logits + prefill) // engine.tensor_parallel
 
 
-def _kv_cache(shape: DecoderShape, settings: PlanSettings) -> int:
+def cache_bytes(shape: DecoderShape, settings: PlanSettings, *, num_sequences: int) -> int:
+    """Keys and values of so many sequences of the engine's at full length."""
     engine = settings.engine
     a_token = 2 * shape.num_layers * shape.kv_width * settings.compute_bytes
-    wanted = a_token * engine.num_sequences * engine.context // engine.tensor_parallel
+    return a_token * num_sequences * engine.context // engine.tensor_parallel
+
+
+def _kv_cache(shape: DecoderShape, settings: PlanSettings, staying: int) -> int:
+    engine = settings.engine
+    wanted = cache_bytes(shape, settings, num_sequences=engine.num_sequences)
     if engine.most_bytes is None:
         return wanted
-    taken = _engine_weights(shape, engine) + _engine_working(shape, engine)
-    return max(min(wanted, engine.most_bytes - taken), 0)
+    room = engine.most_bytes if engine.room is None else engine.room - staying
+    taken = _engine_weights(shape, engine) + _engine_working(shape, settings)
+    return max(min(wanted, engine.most_bytes - taken, room - taken), 0)

@@ -13,7 +13,6 @@ from company import company_recipe, listener, make_company
 from console import Querl
 
 from querl.launch.memory import (
-    CONTEXT_BYTES,
     HEADROOM,
     ROW_SIZES,
     GpuMeter,
@@ -26,7 +25,7 @@ from querl.launch.memory import (
 )
 from querl.launch.training import train_locally
 from querl.run import Run
-from querl.trainer.plan import SERVER_BYTES, EnginePlan, PlanSettings, plan
+from querl.trainer.plan import CONTEXT_BYTES, SERVER_BYTES, EnginePlan, PlanSettings, plan
 from querl.trainer.shapes import PUBLISHED
 
 GIB, MIB = 2**30, 2**20

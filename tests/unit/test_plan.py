@@ -12,6 +12,7 @@ import pytest
 from querl.algorithm import logprobs
 from querl.algorithm.pack import pack
 from querl.errors import ModelError
+from querl.rollout.hf import HfEngine
 from querl.trainer import plan as plan_file
 from querl.trainer.plan import Adapter, EnginePlan, PlanSettings, plan
 from querl.trainer.shapes import PUBLISHED, shape_of
@@ -159,12 +160,38 @@ def test_a_cache_is_full_length_until_its_share_of_the_gpu_ends() -> None:
     full = plan(QWEN_05B, settings)
     assert full.kv_cache == 12_288 * 100 * 1000
     assert full.engine_weights == full.weights
-    assert full.engine_working == 0
+    assert full.engine_working == full.kv_cache // 24  # one layer twice, while it grows
     served = plan(QWEN_05B, replace(settings, engine=replace(engine, most_bytes=80 * GIB)))
     assert served.kv_cache == full.kv_cache
     assert served.engine_working > 4 * 4 * 100 * 151_936  # logits that it samples from
     capped = replace(engine, most_bytes=full.weights + served.engine_working + GIB)
     assert plan(QWEN_05B, replace(settings, engine=capped)).kv_cache == GIB
+
+
+def test_a_state_that_stays_is_no_room_for_a_servers_cache() -> None:
+    share = 20 * GIB
+    engine = EnginePlan(
+        has_own_weights=True, num_sequences=500, context=8000, most_bytes=share, room=24 * GIB
+    )
+    settings = PlanSettings(tokens_per_microbatch=1024, engine=engine)
+    for offload in ("none", "optimizer"):
+        stays = plan(QWEN_05B, replace(settings, offload=offload))
+        taken = stays.engine_weights + stays.engine_working
+        assert stays.kv_cache == min(share, 24 * GIB - stays.state) - taken > 0
+        assert stays.while_sampling <= 24 * GIB
+    gone = plan(QWEN_05B, replace(settings, offload="all"))
+    assert gone.sampling == share
+    full = replace(settings, engine=replace(engine, room=8 * GIB))
+    assert plan(QWEN_05B, full).kv_cache == 0
+
+
+def test_what_the_hf_engine_keeps_of_finished_turns_is_counted_up_to_its_bound() -> None:
+    bound = inspect.signature(HfEngine).parameters["reuse_bytes"].default
+    assert bound == plan_file.REUSE_BYTES
+    for num_kept, kept in ((0, 0), (50, 50 * 12_288 * 1000), (500, bound)):
+        engine = EnginePlan(num_sequences=10, context=1000, num_kept=num_kept)
+        planned = plan(QWEN_05B, PlanSettings(tokens_per_microbatch=1024, engine=engine))
+        assert planned.engine_working == planned.kv_cache // 24 + kept
 
 
 def test_sampling_beside_the_update_adds_up_and_taking_turns_does_not() -> None:
