@@ -114,6 +114,7 @@ def prepare_warm_up(recipe: Recipe, path: Path) -> WarmUp:
             tokens_per_microbatch=recipe.memory.tokens_per_microbatch,
             checkpoint_activations=recipe.memory.checkpoint_activations,
             compile_layers=recipe.memory.compile,
+            fp32_head=recipe.memory.fp32_head,
             seed=recipe.run.seed,
         ),
     )

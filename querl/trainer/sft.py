@@ -92,6 +92,7 @@ class SftSettings:
     tokens_per_microbatch: int = 8192
     checkpoint_activations: bool = False
     compile_layers: bool = False
+    fp32_head: bool = False
     seed: int = 0
 
 
@@ -207,6 +208,7 @@ class SftTrainer:
         hidden_M = hidden_states(self.model, row).index_select(0, row.source_T[trained_M])
         head = self.model.get_output_embeddings().weight  # type: ignore[no-untyped-call]
         targets_M = row.token_ids_T[trained_M]
+        head = head.float() if self._settings.fp32_head else head
         fused = self._settings.compile_layers
         logprobs_M, _ = selected_logprobs(hidden_M, head, targets_M, fused=fused)
         return -logprobs_M.sum() / normaliser

@@ -12,9 +12,9 @@ from querl.trainer.sft import BatchOrder, Sequences, SftSettings, SftTrainer
 SAMPLES = make_samples(6, 4)
 
 
-def trainer(*, seed: int = 0, **settings) -> SftTrainer:
+def trainer(*, seed: int = 0, dtype: torch.dtype = torch.float32, **settings) -> SftTrainer:
     return SftTrainer(
-        tiny_policy(seed),
+        tiny_policy(seed).to(dtype),
         tiny_tokenizer(),
         Sequences.of_samples(SAMPLES),
         optimizer=AdamWSettings(lr=3e-3, schedule="cosine", warmup_steps=2),
@@ -59,6 +59,20 @@ def test_the_validation_loss_is_that_of_a_plain_forward_pass():
         count += int(mask.sum())
     validation = Sequences.of_samples(SAMPLES)
     assert sft.validation_loss(validation) == pytest.approx(total / count, rel=1e-5)
+
+
+def test_a_float32_head_takes_a_bf16_models_hidden_states_as_they_are():
+    plain, exact = (trainer(dtype=torch.bfloat16, fp32_head=fp32) for fp32 in (False, True))
+    for sft in (plain, exact):
+        before = sft.model.get_output_embeddings().weight.clone()
+        assert sft.train_step()["optimizer/grad_norm"] > 0
+        after = sft.model.get_output_embeddings().weight
+        assert after.dtype == torch.bfloat16
+        assert not torch.equal(after, before)
+    validation = Sequences.of_samples(SAMPLES)
+    losses = [sft.validation_loss(validation) for sft in (plain, exact)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+    assert losses[0] != losses[1]
 
 
 def test_training_lowers_the_loss():
