@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 BLOCK = 128  # tokens; the kernel's own block size
 LEAST_HEAD_WIDTH = 16  # of the kernel; only the models of tests have narrower heads
-_WIDE = 128  # of wider heads FlexAttention's own tiles take up to 112 KiB of shared memory
-_MUCH_SHARED_MEMORY = 120 * 2**10  # bytes a block
+_WIDE = 256  # bytes; of wider heads FlexAttention's own tiles take up to 128 KiB
+_MUCH_SHARED_MEMORY = 128 * 2**10  # bytes a block of a kernel's threads may have
 
 
 def has_newer_kernels(device: torch.device) -> bool:
@@ -42,13 +42,14 @@ def has_newer_kernels(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def has_small_tiles(head_width: int, device: torch.device) -> bool:
-    """Whether FlexAttention's own tiles of such heads are too large for the GPU.
+def has_small_tiles(head_bytes: int, device: torch.device) -> bool:
+    """Whether FlexAttention's own tiles of heads with so many bytes a token are too large there.
 
     GPUs of capability 8.6, 8.9 and 12.x (3090, A10, 4090, L4, 5090) have 99 KiB of shared memory a
-    block, which the backward pass exceeds where heads are wide, as Gemma-3's of 256 numbers.
+    block. Heads of 256 numbers, as Gemma-3's, take 112 in the backward pass; by their sizes tiles
+    of 128 numbers in float32 take 128 in the forward pass.
     """
-    if head_width <= _WIDE:
+    if head_bytes <= _WIDE:
         return False
     properties: Any = torch.cuda.get_device_properties(device)  # torch types not all of them
     return bool(properties.shared_memory_per_block_optin < _MUCH_SHARED_MEMORY)
@@ -80,7 +81,7 @@ class FlexRow:
         """Scaled dot-product attention [1, heads, T, D] of a row, to [1, T, heads, D]."""
         if window not in self._masks:
             self._masks[window] = self._mask(window)
-        has_small = has_small_tiles(query.shape[-1], self._device)
+        has_small = has_small_tiles(query.shape[-1] * query.element_size(), self._device)
         result: Tensor = (_in_small_tiles() if has_small else _flex_attention())(
             query,
             key,

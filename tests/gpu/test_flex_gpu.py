@@ -27,7 +27,7 @@ HEADS, KEY_HEADS, WIDTH = 4, 2, 256
 def tiles(request, monkeypatch) -> None:
     """Those that the GPU gets by itself, and those that GPUs of little shared memory get."""
     if request.param == "small":
-        monkeypatch.setattr(flex, "has_small_tiles", lambda width, device: True)
+        monkeypatch.setattr(flex, "has_small_tiles", lambda head_bytes, device: True)
 
 
 def attended(row: RowAttention, states: list[torch.Tensor], window: int | None):

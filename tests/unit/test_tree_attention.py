@@ -231,21 +231,23 @@ def test_heads_too_narrow_for_the_fused_kernel_attend_by_plain_ones(monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("head_width", "shared_memory", "are_small"),
+    ("head_width", "dtype", "shared_memory", "are_small"),
     [
-        (256, 101_376, True),  # a 3090, 4090, L4 or 5090
-        (160, 101_376, True),
-        (128, 101_376, False),
-        (256, 166_912, False),  # an A100
-        (256, 232_448, False),  # an H100
+        (256, torch.bfloat16, 101_376, True),  # a 3090, 4090, L4 or 5090
+        (160, torch.float16, 101_376, True),
+        (128, torch.float32, 101_376, True),
+        (128, torch.bfloat16, 101_376, False),
+        (64, torch.float32, 101_376, False),
+        (256, torch.bfloat16, 166_912, False),  # an A100
+        (256, torch.bfloat16, 232_448, False),  # an H100
     ],
 )
 def test_wide_heads_have_small_tiles_where_shared_memory_is_short(
-    monkeypatch, head_width, shared_memory, are_small
+    monkeypatch, head_width, dtype, shared_memory, are_small
 ):
     properties = SimpleNamespace(shared_memory_per_block_optin=shared_memory)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    assert has_small_tiles(head_width, torch.device("cuda")) == are_small
+    assert has_small_tiles(head_width * dtype.itemsize, torch.device("cuda")) == are_small
 
 
 def test_no_tile_is_larger_than_one_of_32_tokens_in_16_bits():
@@ -268,7 +270,7 @@ def test_the_compiler_takes_tiles_as_constants_and_builds_for_rows_of_any_length
     torch.compiler.reset()
     flex._in_small_tiles.cache_clear()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=keep))
-    monkeypatch.setattr(flex, "has_small_tiles", lambda width, device: True)
+    monkeypatch.setattr(flex, "has_small_tiles", lambda head_bytes, device: True)
     for num_groups in (4, 6, 9):
         (packed_row,) = pack(make_samples(num_groups), 10**6)
         row = FlexRow(packed_row.segments, torch.device("cpu"))
