@@ -18,6 +18,7 @@ from querl.launch.local import TINY, load_reward_suite, make_history, model_path
 from querl.launch.tasks import choose_tasks
 from querl.loggers import missing_loggers
 from querl.sql.databases import DRIVERS, database_kind, is_installed
+from querl.trainer.flex import has_newer_kernels
 from querl.trainer.model import choose_dtype, load_tokenizer
 from querl.trainer.plan import (
     CONTEXT_BYTES,
@@ -126,6 +127,7 @@ def plan_settings(recipe: Recipe) -> PlanSettings:
         adapter=adapter if lora.rank else None,
         has_reference=recipe.algorithm.kl.coefficient > 0,
         has_entropy=recipe.algorithm.entropy > 0,
+        gathered_keys=_gathered_keys(recipe),
         engine=_engine(recipe),
     )
 
@@ -187,20 +189,38 @@ def _compute_bytes(recipe: Recipe) -> int:
     return choose_dtype(device, recipe.model.dtype).itemsize
 
 
+def _gathered_keys(recipe: Recipe) -> float:
+    """What the plan asks for of a group at full length; 0 where a fused kernel attends."""
+    if not num_gpus(recipe) or not torch.cuda.is_available():
+        return 0.0
+    if has_newer_kernels(torch.device("cuda")):
+        return 0.0
+    if not recipe.memory.share_prefix:
+        return 1.0
+    size, prompt = recipe.run.group_size, recipe.env.max_prompt
+    own = _context(recipe) - prompt
+    return (prompt + size * (prompt + own)) / (prompt + size * own)
+
+
+def _context(recipe: Recipe) -> int:
+    """Tokens that a prompt and its completion may have together."""
+    env = recipe.env
+    return (env.max_prompt if env.max_turns == 1 else env.max_input) + env.max_turn_tokens
+
+
 def _engine(recipe: Recipe) -> EnginePlan:
-    engine, env, run = recipe.engine, recipe.env, recipe.run
+    engine, run = recipe.engine, recipe.run
     is_separate = engine.placement == "separate"
     if is_separate and engine.url is not None:
         return EnginePlan(num_sequences=0)
     episodes = run.groups_per_step * run.group_size
-    longest = env.max_prompt if env.max_turns == 1 else env.max_input
     is_server = engine.kind in SERVERS
     return EnginePlan(
         has_own_weights=is_server or engine.placement != "shared",
         weight_bytes=1.0 if engine.dtype == "fp8" else float(_compute_bytes(recipe)),
         tensor_parallel=engine.tensor_parallel,
         num_sequences=min(engine.max_batch, -(-episodes // engine.replicas)),
-        context=longest + env.max_turn_tokens,
+        context=_context(recipe),
         num_kept=0 if is_server else (run.max_lag + 1) * episodes,
         most_bytes=int(engine.memory_share * _gpu_bytes()) if is_server else None,
         room=_gpu_bytes() - CONTEXT_BYTES if engine.placement == "colocated" else None,

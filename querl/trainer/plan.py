@@ -16,6 +16,7 @@ queries and keys, V vocabulary, c rows of a chunk of logits, S GPUs that share t
                       attention its inputs, result and sums, the feed-forward gate, its activation,
                       the other branch and their product. Norms of queries and keys: d (q + k).
                       An adapter of rank r: 7 b r
+                      Where attention gathers keys, g positions a token, b (2g + 1) q for 2 b k
                     (3 + m / 2) b h + b (2q + 2k) + 4 heads + 3 b i, compiled: the float32 inputs,
                       scaled numbers and activations are made again; b (q + k) and 7 b r as above
     working       the larger of the head's chunks and one layer's backward pass
@@ -118,6 +119,7 @@ class PlanSettings:
     adapter: Adapter | None = None
     has_reference: bool = False
     has_entropy: bool = False  # that is paid for
+    gathered_keys: float = 0.0  # a token, by attention that has no other way to share a prefix
     engine: EnginePlan = EnginePlan()
 
 
@@ -213,7 +215,10 @@ def plan(shape: DecoderShape, settings: PlanSettings) -> MemoryPlan:
 def activations_a_layer(shape: DecoderShape, settings: PlanSettings) -> int:
     """Bytes that one layer keeps of one token for its backward pass, where it is not recomputed."""
     b, hidden = settings.compute_bytes, shape.hidden_size
-    kept = b * 2 * (shape.query_width + shape.kv_width) + FLOAT32 * shape.num_heads
+    keys_and_values = 2.0 * shape.kv_width
+    if settings.gathered_keys:  # with their heads repeated; the result is put back into its row
+        keys_and_values = (2 * settings.gathered_keys + 1) * shape.query_width
+    kept = int(b * (2 * shape.query_width + keys_and_values)) + FLOAT32 * shape.num_heads
     if settings.adapter is not None:
         kept += b * settings.adapter.rank * settings.adapter.num_matrices(shape)
     normed_heads = shape.query_width + shape.kv_width if shape.has_qk_norm else 0

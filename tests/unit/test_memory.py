@@ -6,6 +6,7 @@ import asyncio
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from querl.launch.memory import (
     tokens_that_fit,
     with_rows,
 )
+from querl.launch.needs import plan_settings
 from querl.launch.training import train_locally
 from querl.run import Run
 from querl.trainer.plan import CONTEXT_BYTES, SERVER_BYTES, EnginePlan, PlanSettings, plan
@@ -83,6 +85,38 @@ def test_the_room_beside_a_server_is_the_same_however_far_its_start_is(
     free = 10 * GIB
     assert room_bytes(served) == before[0] == 80 * GIB - SERVER_BYTES - CONTEXT_BYTES
     assert (before[1], room_bytes(alone)) == (74 * GIB, 14 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("capability", "prefix", "keys"),
+    # a prompt of 1,500 tokens and four answers of 556
+    [
+        ((7, 5), "true", (1500 + 4 * 2056) / (1500 + 4 * 556)),
+        ((7, 5), "false", 1),
+        ((8, 0), "true", 0),
+    ],
+)
+def test_keys_are_gathered_where_no_fused_kernel_runs(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capability: tuple[int, int],
+    prefix: str,
+    keys: float,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    gpu = SimpleNamespace(total_memory=15 * GIB)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
+    lengths = ("env.max_prompt=1500", "env.max_input=1800", "env.max_turn_tokens=256")
+    recipe = company_recipe(
+        make_company(tmp_path),
+        *lengths,
+        "env.max_turns=2",
+        "run.group_size=4",
+        "model.device=cuda",
+        f"memory.share_prefix={prefix}",
+    )
+    assert plan_settings(recipe).gathered_keys == keys
 
 
 def test_a_run_prints_its_plan_first_and_an_update_measured_against_it(tmp_path: Path) -> None:

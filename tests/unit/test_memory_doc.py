@@ -57,6 +57,7 @@ def test_the_host_and_the_t4_are_told_right() -> None:
         tokens_per_microbatch=1500 + 4 * 256,
         is_recomputed=True,
         adapter=Adapter(rank=16, is_quantised=True, is_anchored=True),
-        engine=EnginePlan(num_sequences=4, context=1756),
+        gathered_keys=(1500 + 4 * 1756) / (1500 + 4 * 256),
+        engine=EnginePlan(num_sequences=4, context=1756, num_kept=4),
     )
     assert f"peak is {plan(SHAPES[0], t4).peak / 2**30:.1f} GiB" in text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,12 @@ from transformers import (
     Qwen3Config,
 )
 
+from querl.algorithm.pack import pack
+from querl.trainer.attention import hidden_states, tree_attention
 from querl.trainer.lora import LoraSettings, add_adapter
 from querl.trainer.plan import Adapter, PlanSettings, activations_a_layer
 from querl.trainer.shapes import PUBLISHED, DecoderShape, shape_of
+from querl.types import Sample
 
 CONFIGS = {
     "llama": LlamaConfig,
@@ -32,13 +37,13 @@ RANK = 8
 NUM_TOKENS = 256
 
 
-def config_of(family: str, num_layers: int) -> PreTrainedConfig:
+def config_of(family: str, num_layers: int, *, num_key_value_heads: int = 2) -> PreTrainedConfig:
     return CONFIGS[family](
         hidden_size=96,
         intermediate_size=256,
         num_hidden_layers=num_layers,
         num_attention_heads=6,
-        num_key_value_heads=2,
+        num_key_value_heads=num_key_value_heads,
         head_dim=32,
         vocab_size=64,
         sliding_window=2 * NUM_TOKENS,
@@ -46,7 +51,7 @@ def config_of(family: str, num_layers: int) -> PreTrainedConfig:
     )
 
 
-def bytes_saved(model: PreTrainedModel) -> int:
+def bytes_saved(model: PreTrainedModel, forward: Callable[[], object]) -> int:
     """Of a forward pass, beside the weights; what several operations keep is counted once."""
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     kept: dict[int, torch.Tensor] = {}
@@ -56,9 +61,8 @@ def bytes_saved(model: PreTrainedModel) -> int:
             kept[place] = tensor  # alive, so that its place is not given to another
         return tensor
 
-    decoder: Any = model.get_decoder()
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        decoder(input_ids=torch.zeros((1, NUM_TOKENS), dtype=torch.long), use_cache=False)
+        forward()
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
@@ -70,7 +74,8 @@ def measured_a_layer(family: str, dtype: torch.dtype, *, has_adapter: bool) -> f
         model = auto.from_config(config_of(family, num_layers), dtype=dtype).eval()
         if has_adapter:
             add_adapter(model, LoraSettings(rank=RANK), base=Path("nowhere"), seed=0)
-        sizes.append(bytes_saved(model))
+        token_ids = torch.zeros((1, NUM_TOKENS), dtype=torch.long)
+        sizes.append(bytes_saved(model, partial(model.get_decoder(), token_ids, use_cache=False)))
     return (sizes[1] - sizes[0]) / 2 / NUM_TOKENS
 
 
@@ -90,6 +95,39 @@ def test_a_layer_keeps_what_is_planned(
     )
     measured = measured_a_layer(family, dtype, has_adapter=has_adapter)
     assert activations_a_layer(shape, settings) == pytest.approx(measured, rel=0.02)
+
+
+@pytest.mark.parametrize(("is_shared", "keys"), [(True, (200 + 4 * 250) / 400), (False, 1.0)])
+def test_gathered_keys_are_kept_once_a_sample(is_shared: bool, keys: float, tmp_path: Path) -> None:
+    samples = [sample(number, num_prompt=200, num_answer=50) for number in range(4)]
+    (row,) = pack(samples, 10_000, share_prefix=is_shared)
+    sizes = []
+    for num_layers in (1, 3):
+        # as many heads of keys as of queries: the CPU's kernel would not repeat fewer of them
+        config = config_of("qwen2", num_layers, num_key_value_heads=6)
+        config.save_pretrained(tmp_path)
+        auto: Any = AutoModelForCausalLM
+        model = auto.from_config(config, dtype=torch.bfloat16).eval()
+        with tree_attention(model):
+            sizes.append(bytes_saved(model, partial(hidden_states, model, row)))
+    shape = shape_of(tmp_path)
+    assert shape is not None
+    settings = PlanSettings(tokens_per_microbatch=row.num_tokens, gathered_keys=keys)
+    measured = (sizes[1] - sizes[0]) / 2 / row.num_tokens
+    assert activations_a_layer(shape, settings) == pytest.approx(measured, rel=0.05)
+
+
+def sample(number: int, *, num_prompt: int, num_answer: int) -> Sample:
+    length = num_prompt + num_answer
+    return Sample(
+        group_id=0,
+        num_prompt_tokens=num_prompt,
+        token_ids=(1,) * num_prompt + (2 + number,) * num_answer,
+        loss_mask=(False,) * num_prompt + (True,) * num_answer,
+        sampled_logprobs=(0.0,) * length,
+        advantages=(1.0,) * length,
+        versions=(0,) * length,
+    )
 
 
 def test_a_published_shape_has_the_norms_of_its_family(tmp_path: Path) -> None:
