@@ -34,7 +34,7 @@ from querl.launch.local import (
     open_databases,
     sql_limits,
 )
-from querl.launch.needs import server_cache
+from querl.launch.needs import server_cache, server_share
 from querl.rollout.engine import Sampling
 from querl.rollout.episode import EpisodeLimits
 from querl.rollout.hf import HfEngine
@@ -255,6 +255,8 @@ def make_dialect(recipe: Recipe, *, end_ids: tuple[int, ...]) -> Dialect:
     if engine.kind == "sglang":
         from querl.rollout.sglang import Sglang, SglangSettings
 
+        if engine.url is None and torch.cuda.is_available():
+            settings["memory_share"] = server_share(recipe)
         return Sglang(SglangSettings(**settings, shares_memory=engine.url is None))
     from querl.rollout.vllm import Vllm, VllmSettings
 

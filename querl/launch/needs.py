@@ -145,7 +145,7 @@ def server_cache(recipe: Recipe) -> int | None:
     least = cache_bytes(shape, settings, num_sequences=1)
     if planned.kv_cache >= least:
         return planned.kv_cache
-    stays = 0 if planned.leaves or settings.engine.room is None else planned.state
+    stays = planned.staying if settings.engine.room is not None else 0
     taken = planned.engine_weights + planned.engine_working
     raise ConfigError(
         f"no room on a GPU of {_gib(_gpu_bytes())} for the {_gib(least)} of keys and values of one "
@@ -155,6 +155,20 @@ def server_cache(recipe: Recipe) -> int | None:
         f"{'learner.offload=all, ' if stays else ''}a larger engine.memory_share, or a smaller "
         "env.max_input"
     )
+
+
+def server_share(recipe: Recipe) -> float:
+    """``engine.memory_share``, or less where a learner beside the server leaves less of a GPU.
+
+    For a server that sizes its cache by it. Raises ConfigError as ``server_cache`` does.
+    """
+    share, shape = recipe.engine.memory_share, shape_of(model_path(recipe))
+    settings = plan_settings(recipe)
+    if server_cache(recipe) is None or shape is None or settings.engine.room is None:
+        return share
+    planned = plan(shape, settings)
+    left = settings.engine.room - planned.staying - planned.engine_working
+    return min(share, left / _gpu_bytes())
 
 
 def missing(recipe: Recipe) -> Iterator[str]:

@@ -148,6 +148,11 @@ class MemoryPlan:
         return self.weights + self.masters + self.moments + self.reference
 
     @property
+    def staying(self) -> int:
+        """Of the state what stays while an engine samples."""
+        return 0 if self.leaves else self.state
+
+    @property
     def update(self) -> int:
         """What an update takes beside the state: the gradients grow as the activations go."""
         return self.gradients + self.activations + self.working
@@ -165,7 +170,7 @@ class MemoryPlan:
     @property
     def while_sampling(self) -> int:
         """What an engine takes, with the state where it stays."""
-        return self.sampling + (0 if self.leaves else self.state)
+        return self.sampling + self.staying
 
     @property
     def peak(self) -> int:

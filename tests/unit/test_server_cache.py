@@ -10,7 +10,7 @@ from company import company_recipe, make_company
 
 from querl.config import Recipe
 from querl.errors import ConfigError
-from querl.launch.needs import ASSUMED_GPU_BYTES, plan_settings, server_cache
+from querl.launch.needs import ASSUMED_GPU_BYTES, plan_settings, server_cache, server_share
 from querl.trainer.plan import CONTEXT_BYTES, plan
 from querl.trainer.shapes import PUBLISHED
 
@@ -42,6 +42,19 @@ def test_a_cache_is_what_the_learner_beside_it_leaves(company: Path) -> None:
     leaves = server_cache(served(company, "3B", "learner.offload=all", *many))
     assert leaves is not None
     assert leaves > planned.kv_cache
+
+
+def test_a_server_that_sizes_its_cache_by_a_share_gets_what_the_learner_leaves(
+    company: Path,
+) -> None:
+    sglang = ("engine.kind=sglang", "engine.memory_share=0.8")
+    stays = served(company, "3B", *sglang, "learner.offload=none")
+    planned = plan(PUBLISHED["Qwen/Qwen2.5-Coder-3B"], plan_settings(stays))
+    taken = server_share(stays) * ASSUMED_GPU_BYTES + planned.engine_working + planned.state
+    assert taken == pytest.approx(ASSUMED_GPU_BYTES - CONTEXT_BYTES)
+    assert server_share(served(company, "3B", *sglang, "learner.offload=all")) == 0.8
+    with pytest.raises(ConfigError, match=r"learner\.offload=all"):
+        server_share(served(company, "7B", *sglang, "learner.offload=none"))
 
 
 def test_a_learner_that_leaves_no_room_is_refused_with_its_remedy(company: Path) -> None:
