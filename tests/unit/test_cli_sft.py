@@ -111,6 +111,7 @@ def test_other_traces_are_refused(querl: Querl, company: Path, whole: Path, tmp_
     assert "--fresh" in err
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_the_step_and_the_command_it_names_ends_the_same(
     querl: Querl, company: Path, whole: Path, tmp_path: Path
 ) -> None:

@@ -84,6 +84,7 @@ class Unreadable(PublishedWeights):
         raise DataError("no such weights")
 
 
+@pytest.mark.slow
 def test_weights_that_cannot_be_read_leave_nobody_waiting(folder: Path) -> None:
     async def work(engine: HttpEngine) -> None:
         asked = asyncio.create_task(engine.generate(PROMPT, LONG, KEY))

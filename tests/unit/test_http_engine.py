@@ -67,13 +67,8 @@ def assert_sampled_by_other(completion: Completion) -> None:
     assert completion.logprobs == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        pytest.param(signal.SIGKILL, id="killed"),
-        pytest.param(signal.SIGSTOP, id="frozen", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
 def test_a_server_struck_in_mid_rollout_is_started_anew_and_nothing_is_lost(
     folder: Path, number: signal.Signals
 ) -> None:

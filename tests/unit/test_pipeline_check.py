@@ -9,6 +9,7 @@ import pytest
 from examples import pipeline_check
 
 
+@pytest.mark.slow
 def test_the_pipeline_check_pays_three_answers_trains_and_answers_again(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

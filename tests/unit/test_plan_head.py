@@ -70,7 +70,7 @@ def peak_of_head(*, is_trained: bool, has_entropy: bool, num_chunks: int) -> int
     return live.peak
 
 
-@pytest.mark.parametrize("num_chunks", [1, 3])
+@pytest.mark.parametrize("num_chunks", [1, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("has_entropy", [False, True])
 @pytest.mark.parametrize("is_trained", [False, True])
 def test_the_head_takes_what_is_planned(

@@ -44,7 +44,7 @@ def happened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize(
     ("offload", "order"),
     [
-        ("optimizer", ["launch", "load_policy", "sleep"]),
+        pytest.param("optimizer", ["launch", "load_policy", "sleep"], marks=pytest.mark.slow),
         ("all", ["load_policy", "sleep", "launch"]),
     ],
 )

@@ -40,7 +40,13 @@ def train(company: Path, folder: Path, *overrides: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-@pytest.mark.parametrize("overrides", [(), ("lora.rank=4", "lora.alpha=64")], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param((), id="full"),
+        pytest.param(("lora.rank=4", "lora.alpha=64"), id="lora", marks=pytest.mark.slow),
+    ],
+)
 def test_what_is_learnt_arrives_in_the_server(
     tmp_path: Path, company: Path, overrides: tuple[str, ...]
 ) -> None:

@@ -45,7 +45,13 @@ def test_a_run_that_has_ended_leaves_no_thread(tmp_path: Path) -> None:
     assert left == []
 
 
-@pytest.mark.parametrize("when", ["rollout", "publish", "validation"])
+@pytest.mark.parametrize(
+    "when",
+    [
+        "rollout",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("publish", "validation")),
+    ],
+)
 def test_an_engine_that_fails_for_good_costs_no_more_than_the_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:

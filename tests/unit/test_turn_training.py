@@ -69,7 +69,10 @@ CASES = islice(zip(cycle(CREDITS), cycle(PLACES)), max(len(CREDITS), len(PLACES)
 
 @pytest.mark.parametrize(
     ("credit", "history", "kind"),
-    [(credit, *place) for credit, place in CASES],
+    [
+        pytest.param(credit, *place, marks=[pytest.mark.slow] if number % 3 else [])
+        for number, (credit, place) in enumerate(CASES)
+    ],
 )
 def test_every_credit_history_and_environment_make_a_step(
     tmp_path: Path, credit: str, history: str, kind: str
@@ -79,6 +82,7 @@ def test_every_credit_history_and_environment_make_a_step(
     assert any(not after[name].equal(before[name]) for name in before)
 
 
+@pytest.mark.slow
 def test_rewritten_prompts_and_paid_turns_resume_bit_for_bit(tmp_path: Path) -> None:
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     for folder, num_steps in ((whole, 2), (halves, 1), (halves, 2)):

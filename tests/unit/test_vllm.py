@@ -266,6 +266,7 @@ def test_all_weights_arrive_and_nothing_of_the_old_ones_stays(base: Path) -> Non
     playing(base, play)
 
 
+@pytest.mark.slow
 def test_weights_that_slept_are_loaded_again(base: Path) -> None:
     new = tiny_policy(seed=1)
 
@@ -282,6 +283,7 @@ def test_weights_that_slept_are_loaded_again(base: Path) -> None:
     playing(base, play)
 
 
+@pytest.mark.slow
 def test_each_version_of_an_adapter_samples_for_itself(base: Path) -> None:
     model = load_model(base, device=torch.device("cpu"))
     add_adapter(model, LoraSettings(rank=2), base=base)
