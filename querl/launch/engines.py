@@ -34,7 +34,7 @@ from querl.launch.local import (
     open_databases,
     sql_limits,
 )
-from querl.launch.needs import server_cache, server_share
+from querl.launch.needs import context, server_cache, server_share
 from querl.rollout.engine import Sampling
 from querl.rollout.episode import EpisodeLimits
 from querl.rollout.hf import HfEngine
@@ -217,12 +217,6 @@ def make_server_engine(recipe: Recipe, speaker: Speaker) -> tuple[HttpEngine, Se
         ),
         server,
     )
-
-
-def context(recipe: Recipe) -> int:
-    """Tokens that a prompt and its completion may have together."""
-    longest = recipe.env.max_prompt if recipe.env.max_turns == 1 else recipe.env.max_input
-    return longest + recipe.env.max_turn_tokens
 
 
 def make_dialect(recipe: Recipe, *, end_ids: tuple[int, ...]) -> Dialect:

@@ -132,6 +132,12 @@ def plan_settings(recipe: Recipe) -> PlanSettings:
     )
 
 
+def context(recipe: Recipe) -> int:
+    """Tokens that a prompt and its completion may have together."""
+    env = recipe.env
+    return (env.max_prompt if env.max_turns == 1 else env.max_input) + env.max_turn_tokens
+
+
 def server_cache(recipe: Recipe) -> int | None:
     """Bytes of the key-value cache that a server is planned with; None for an unknown model.
 
@@ -162,12 +168,12 @@ def server_share(recipe: Recipe) -> float:
 
     For a server that sizes its cache by it. Raises ConfigError as ``server_cache`` does.
     """
-    share, shape = recipe.engine.memory_share, shape_of(model_path(recipe))
-    settings = plan_settings(recipe)
-    if server_cache(recipe) is None or shape is None or settings.engine.room is None:
+    server_cache(recipe)  # raises where not one sequence has room
+    share, found = recipe.engine.memory_share, needs(recipe)
+    room = _engine(recipe).room
+    if found is None or room is None:
         return share
-    planned = plan(shape, settings)
-    left = settings.engine.room - planned.staying - planned.engine_working
+    left = room - found.plan.staying - found.plan.engine_working
     return min(share, left / _gpu_bytes())
 
 
@@ -212,14 +218,8 @@ def _gathered_keys(recipe: Recipe) -> float:
     if not recipe.memory.share_prefix:
         return 1.0
     size, prompt = recipe.run.group_size, recipe.env.max_prompt
-    own = _context(recipe) - prompt
+    own = context(recipe) - prompt
     return (prompt + size * (prompt + own)) / (prompt + size * own)
-
-
-def _context(recipe: Recipe) -> int:
-    """Tokens that a prompt and its completion may have together."""
-    env = recipe.env
-    return (env.max_prompt if env.max_turns == 1 else env.max_input) + env.max_turn_tokens
 
 
 def _engine(recipe: Recipe) -> EnginePlan:
@@ -234,7 +234,7 @@ def _engine(recipe: Recipe) -> EnginePlan:
         weight_bytes=1.0 if engine.dtype == "fp8" else float(_compute_bytes(recipe)),
         tensor_parallel=engine.tensor_parallel,
         num_sequences=min(engine.max_batch, -(-episodes // engine.replicas)),
-        context=_context(recipe),
+        context=context(recipe),
         num_kept=0 if is_server else (run.max_lag + 1) * episodes,
         most_bytes=int(engine.memory_share * _gpu_bytes()) if is_server else None,
         room=_gpu_bytes() - CONTEXT_BYTES if engine.placement == "colocated" else None,
