@@ -32,6 +32,9 @@ BLOCK = 128  # tokens; the kernel's own block size
 LEAST_HEAD_WIDTH = 16  # of the kernel; only the models of tests have narrower heads
 _WIDE = 256  # bytes; of wider heads FlexAttention's own tiles take up to 128 KiB
 _MUCH_SHARED_MEMORY = 128 * 2**10  # bytes a block of a kernel's threads may have
+# Kernels that a process may compile, by types, shapes, windows and whether gradients are wanted.
+# After eight, torch would go on uncompiled, with the whole matrix of scores.
+_MOST_KERNELS = 64
 
 
 def has_newer_kernels(device: torch.device) -> bool:
@@ -82,14 +85,17 @@ class FlexRow:
         if window not in self._masks:
             self._masks[window] = self._mask(window)
         has_small = has_small_tiles(query.shape[-1] * query.element_size(), self._device)
-        result: Tensor = (_in_small_tiles() if has_small else _flex_attention())(
-            query,
-            key,
-            value,
-            block_mask=self._masks[window],
-            scale=scale,
-            enable_gqa=query.shape[1] > key.shape[1],
-        )
+        compiled = _in_small_tiles() if has_small else _flex_attention()
+        dynamo: Any = torch._dynamo.config  # no type of it says what it holds
+        with dynamo.patch(recompile_limit=_MOST_KERNELS):
+            result: Tensor = compiled(
+                query,
+                key,
+                value,
+                block_mask=self._masks[window],
+                scale=scale,
+                enable_gqa=query.shape[1] > key.shape[1],
+            )
         return result.transpose(1, 2)
 
     def _mask(self, window: int | None) -> BlockMask:

@@ -280,3 +280,18 @@ def test_the_compiler_takes_tiles_as_constants_and_builds_for_rows_of_any_length
     (options,) = found
     assert options.items() >= small_tiles(4).items()
     flex._in_small_tiles.cache_clear()
+
+
+def test_more_kinds_of_rows_than_torch_compiles_by_itself_stay_compiled(monkeypatch):
+    # a model in one type has several kinds, too: by window, gradients, and rows of one block
+    torch.compiler.reset()
+    flex._flex_attention.cache_clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    (packed_row,) = pack(SAMPLES, 10**6)
+    row = FlexRow(packed_row.segments, torch.device("cpu"))
+    num_tokens = packed_row.num_tokens + row.num_padding
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for heads in (2, 3, 4):
+            query, key, value = (torch.randn(1, heads, num_tokens, 16).to(dtype) for _ in range(3))
+            row.attend(query, key, value, scale=None, window=None)  # it would warn, an error here
+    flex._flex_attention.cache_clear()
