@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 # engine's failure asks to change must be among it.
 MAY_CHANGE = {
     *(("run", key) for key in ("keep_checkpoints", "save_every", "loggers")),
-    *(("engine", key) for key in ("url", "python", "start_timeout_s", "heartbeat_s")),
+    *(("engine", key) for key in ("url", "python", "start_timeout_s", "heartbeat_s", "frontends")),
     ("engine", "memory_share"),
 }
 # Settings that name a file or a folder, which may be spelt in many ways.

@@ -119,7 +119,8 @@ class EngineConfig(Section):
     ``sglang`` are servers, started with the interpreter ``python`` (None: this one) or found at
     ``url``; ``options`` are passed on to a started one. ``openai`` is any endpoint of that kind, to
     evaluate at. A server from which nothing comes for ``heartbeat_s`` is asked whether it lives.
-    ``frontends`` are processes that take vLLM's requests: one takes up to 17,000 tokens a second.
+    ``frontends`` are processes that take vLLM's requests, 0 as many as will serve: one takes up to
+    17,000 tokens a second.
     """
 
     kind: Literal["hf", "vllm", "sglang", "openai"] = "hf"
@@ -129,7 +130,7 @@ class EngineConfig(Section):
     options: dict[str, Any] = {}
     start_timeout_s: float = Field(default=600.0, gt=0)
     heartbeat_s: float = Field(default=15.0, gt=0)
-    frontends: int = Field(default=1, ge=1)
+    frontends: int = Field(default=0, ge=0)
     replicas: int = Field(default=1, ge=1)
     tensor_parallel: int = Field(default=1, ge=1)  # GPUs a replica
     dtype: Literal["auto", "fp8"] = "auto"

@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from querl.rollout.server import Server
 
 HERE = ("localhost", "127.0.0.1", "::1")
+SEVERAL_FRONTENDS = 4  # of vLLM
+REQUESTS_OF_A_FRONTEND = 256  # at a time, with which a small model keeps it busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,12 +264,19 @@ def make_dialect(recipe: Recipe, *, end_ids: tuple[int, ...]) -> Dialect:
     settings |= {
         "is_elsewhere": engine.url is not None,
         "cache_bytes": _cache_bytes(recipe),
-        "frontends": engine.frontends,
+        "frontends": engine.frontends or _frontends(recipe, serves_adapter=settings["rank"] > 0),
     }
     if engine.url is not None and urlsplit(engine.url).hostname not in HERE:
         # the one folder that we know of which a cluster's machines usually all see
         settings["adapter_folder"] = Path.cwd()
     return Vllm(VllmSettings(**settings))
+
+
+def _frontends(recipe: Recipe, *, serves_adapter: bool) -> int:
+    """Several where there are requests for them and cores, beside the engine's and the judge's."""
+    has_many_requests = recipe.engine.max_batch > REQUESTS_OF_A_FRONTEND
+    has_cores = (os.cpu_count() or 1) >= 3 * SEVERAL_FRONTENDS
+    return SEVERAL_FRONTENDS if has_many_requests and has_cores and not serves_adapter else 1
 
 
 def _cache_bytes(recipe: Recipe) -> int | None:

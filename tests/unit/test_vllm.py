@@ -145,6 +145,26 @@ def test_an_adapter_that_is_to_be_evaluated_needs_a_single_frontend(tmp_path: Pa
         make_dialect(recipe, end_ids=())
 
 
+@pytest.mark.parametrize(
+    ("cores", "overrides", "expected"),
+    [
+        (16, ("engine.max_batch=1024",), 4),
+        (16, ("engine.max_batch=1024", "engine.frontends=8"), 8),
+        (16, ("engine.max_batch=1024", "engine.frontends=1"), 1),
+        (16, ("engine.max_batch=1024", "lora.rank=8"), 1),
+        (16, ("engine.max_batch=256",), 1),
+        (8, ("engine.max_batch=1024",), 1),
+    ],
+)
+def test_many_requests_have_several_frontends_where_there_are_cores_for_them(
+    tmp_path: Path, monkeypatch, cores: int, overrides: tuple[str, ...], expected: int
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    recipe = load_recipe(None, ("engine.kind=vllm", f"model.path={tmp_path}", *overrides))
+    words = list(make_dialect(recipe, end_ids=()).command(python="python", port=1234))
+    assert flags(words).get("api-server-count", "1") == str(expected)
+
+
 def test_one_frontend_takes_adapters() -> None:
     one = Vllm(replace(SETTINGS, rank=8))
     words = list(one.command(python="python", port=1234))
