@@ -161,7 +161,7 @@ async def _improve(
     step = learner.step
     # before anything else may fail: what was learnt from is kept with what was learnt
     metrics.add(describe(groups, advantages_PGt, left_out, version=step - 1))
-    metrics.add_sum("groups/replaced", stream.counts.replaced)
+    metrics.add_sum("groups/replaced", stream.num_replaced)
     with metrics.time("records"):
         log.groups(step, groups)
     with metrics.time("publish"):

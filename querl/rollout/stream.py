@@ -18,7 +18,7 @@ import asyncio
 import gc
 import random
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -82,22 +82,6 @@ class _Entry:
     group: Group | None = None
 
 
-@dataclass(slots=True)
-class StreamCounts:
-    """What happened to the groups of one step."""
-
-    started: int = 0
-    replaced: int = 0
-
-
-@dataclass(slots=True)
-class _State:
-    entries: list[_Entry] = field(default_factory=list)  # started and not yet delivered, in order
-    ready: list[Group] = field(default_factory=list)  # delivered and not yet handed out
-    taken_slots: int = 0
-    counts: StreamCounts = field(default_factory=StreamCounts)
-
-
 class GroupStream:
     """An asynchronous source of groups; as a context manager it cancels what still runs."""
 
@@ -121,7 +105,10 @@ class GroupStream:
         self._num_slots = (max_lag + 1) * groups_per_step
         self._refill_budget = round(max_refill * groups_per_step)
         self._next_id = first_group
-        self._state = _State()
+        self._entries: list[_Entry] = []  # started and not yet delivered, in order
+        self._ready: list[Group] = []  # delivered and not yet handed out
+        self._taken_slots = 0
+        self._num_replaced = 0
         self._changed = asyncio.Event()
 
     async def __aenter__(self) -> GroupStream:
@@ -133,47 +120,45 @@ class GroupStream:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        running = [e.running for e in self._state.entries if e.running is not None]
+        running = [e.running for e in self._entries if e.running is not None]
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-        for entry in self._state.entries:  # a task cancelled before its first line leaves nothing
+        for entry in self._entries:  # a task cancelled before its first line leaves nothing
             self._leave(entry, entry.present)
 
     @property
     def cursor(self) -> int:
         """The first group that has not been handed out: where a resumed run begins."""
-        undelivered = [group.id for group in self._state.ready]
-        undelivered += [entry.id for entry in self._state.entries]
+        undelivered = [group.id for group in self._ready]
+        undelivered += [entry.id for entry in self._entries]
         return min(undelivered, default=self._next_id)
 
     @property
-    def counts(self) -> StreamCounts:
-        """Groups started and replaced since the last ``release_step``."""
-        return self._state.counts
+    def num_replaced(self) -> int:
+        """Groups replaced since the last ``release_step``."""
+        return self._num_replaced
 
     async def next_step(self) -> list[Group]:
         """The next ``groups_per_step`` groups in their order. Raises what a group's task raised."""
         with _seldom_collected():
             self._fill()
-            while len(self._state.ready) < self._groups_per_step:
+            while len(self._ready) < self._groups_per_step:
                 self._changed.clear()
                 await self._changed.wait()
                 self._raise_failures()
-        step, self._state.ready = (
-            self._state.ready[: self._groups_per_step],
-            self._state.ready[self._groups_per_step :],
-        )
+        size = self._groups_per_step
+        step, self._ready = self._ready[:size], self._ready[size:]
         return step
 
     def release_step(self) -> None:
         """The weights trained on the last step are live: its slots are free for ``next_step``."""
-        self._state.taken_slots -= self._groups_per_step
-        self._state.counts = StreamCounts()
+        self._taken_slots -= self._groups_per_step
+        self._num_replaced = 0
 
     def _fill(self) -> None:
-        while self._state.taken_slots < self._num_slots:
-            self._state.taken_slots += 1
+        while self._taken_slots < self._num_slots:
+            self._taken_slots += 1
             self._start()
 
     def _start(self) -> None:
@@ -184,8 +169,7 @@ class GroupStream:
             present=self._sampler.group_size,
         )
         self._next_id += 1
-        self._state.entries.append(entry)
-        self._state.counts.started += 1
+        self._entries.append(entry)
         self._engine.enter(entry.present)
         entry.running = asyncio.create_task(self._run(entry))
 
@@ -215,19 +199,18 @@ class GroupStream:
 
     def _deliver(self) -> None:
         """Take finished groups off the front of the line; replace those without signal."""
-        state = self._state
-        while state.entries and (group := state.entries[0].group) is not None:
+        while self._entries and (group := self._entries[0].group) is not None:
             # before it leaves the line, where a failure of its task would be looked for
             is_kept = self._keep(group)
-            state.entries.pop(0)
-            if is_kept or state.counts.replaced >= self._refill_budget:
-                state.ready.append(group)
+            self._entries.pop(0)
+            if is_kept or self._num_replaced >= self._refill_budget:
+                self._ready.append(group)
             else:
-                state.counts.replaced += 1
+                self._num_replaced += 1
                 self._start()
 
     def _raise_failures(self) -> None:
-        for entry in self._state.entries:
+        for entry in self._entries:
             task = entry.running
             if task is not None and task.done() and not task.cancelled():
                 error = task.exception()
