@@ -74,25 +74,13 @@ class History(Protocol):
         ...
 
 
-class Conversation:
-    """Every turn is a message of the assistant, every observation one of the user.
-
-    Raises ModelError for a template that rewrites what was said before.
-    """
-
-    is_append_only = True
+class _Templated:
+    """What histories in a chat template have in common."""
 
     def __init__(self, chat: ChatFormat) -> None:
         self._chat = chat
-        end_token, _ = chat.closing()
-        self.end_id = chat.token_id(end_token)
-        user_turn = _learn_user_turn(chat, end_token)
-        if user_turn is None:
-            raise ModelError(
-                f"{chat.name} has a chat template that rewrites earlier turns: "
-                f"set env.history=stepwise or env.history=single, or {PLAIN_REMEDY}"
-            )
-        self._user_turn = user_turn
+        self._end_token, self._after_end = chat.closing()
+        self.end_id = chat.token_id(self._end_token)
 
     def start(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """The ids of the first prompt."""
@@ -101,6 +89,29 @@ class Conversation:
     def text(self, completion: Completion) -> str:
         """What a completion says, without its end token."""
         return self._chat.decode(completion)
+
+    def encode_turn(self, text: str, *, is_last: bool) -> tuple[int, ...]:  # noqa: ARG002
+        """The text and the end token: every turn is a message of its own."""
+        return (*self._chat.encode(text), self.end_id)
+
+
+class Conversation(_Templated):
+    """Every turn is a message of the assistant, every observation one of the user.
+
+    Raises ModelError for a template that rewrites what was said before.
+    """
+
+    is_append_only = True
+
+    def __init__(self, chat: ChatFormat) -> None:
+        super().__init__(chat)
+        user_turn = _learn_user_turn(chat, self._end_token)
+        if user_turn is None:
+            raise ModelError(
+                f"{chat.name} has a chat template that rewrites earlier turns: "
+                f"set env.history=stepwise or env.history=single, or {PLAIN_REMEDY}"
+            )
+        self._user_turn = user_turn
 
     def extend(
         self,
@@ -115,29 +126,15 @@ class Conversation:
         end = () if said[-1:] == (self.end_id,) else (self.end_id,)
         return last.prompt_ids + said + end + self._chat.encode(before + shown + after)
 
-    def encode_turn(self, text: str, *, is_last: bool) -> tuple[int, ...]:  # noqa: ARG002
-        """The text and the end token: every turn is a message of its own."""
-        return (*self._chat.encode(text), self.end_id)
 
-
-class Single:
+class Single(_Templated):
     """The whole exchange grows inside one assistant message (SkyRL-SQL's published recipe)."""
 
     is_append_only = True
 
     def __init__(self, chat: ChatFormat) -> None:
-        self._chat = chat
-        end_token, after_end = chat.closing()
-        self.end_id = chat.token_id(end_token)
-        self._reopen = after_end + chat.opening()
-
-    def start(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """The ids of the first prompt."""
-        return self._chat.prompt(messages)
-
-    def text(self, completion: Completion) -> str:
-        """What a completion says, without its end token."""
-        return self._chat.decode(completion)
+        super().__init__(chat)
+        self._reopen = self._after_end + chat.opening()
 
     def extend(
         self,
@@ -157,7 +154,7 @@ class Single:
         return (*self._chat.encode(text), self.end_id) if is_last else self._chat.encode(text)
 
 
-class Stepwise:
+class Stepwise(_Templated):
     """Each turn's prompt is the template's rendering of the messages so far, whatever it rewrites.
 
     With ``keep_thoughts`` earlier turns are handed to the template whole; where it keeps them so,
@@ -167,10 +164,8 @@ class Stepwise:
     """
 
     def __init__(self, chat: ChatFormat, *, keep_thoughts: bool = True) -> None:
-        self._chat = chat
-        end_token, _ = chat.closing()
-        self.end_id = chat.token_id(end_token)
-        grows = keep_thoughts and _learn_user_turn(chat, end_token) is not None
+        super().__init__(chat)
+        grows = keep_thoughts and _learn_user_turn(chat, self._end_token) is not None
         self._growing = Conversation(chat) if grows else None
         self._recall: Callable[[str], str] = str if keep_thoughts else without_thought
 
@@ -178,14 +173,6 @@ class Stepwise:
     def is_append_only(self) -> bool:
         """Whether the template, shown whole turns, keeps them as they are."""
         return self._growing is not None
-
-    def start(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """The ids of the first prompt."""
-        return self._chat.prompt(messages)
-
-    def text(self, completion: Completion) -> str:
-        """What a completion says, without its end token."""
-        return self._chat.decode(completion)
 
     def extend(self, messages: Sequence[Message], turns: Sequence[PastTurn]) -> tuple[int, ...]:
         """The ids of the messages so far, sampled ids kept where the rendering only grows."""
@@ -197,10 +184,6 @@ class Stepwise:
             chat.append({"role": "assistant", "content": said})
             chat.append({"role": "user", "content": turn.observation})
         return self._chat.encode(self._chat.render(chat, add_generation_prompt=True))
-
-    def encode_turn(self, text: str, *, is_last: bool) -> tuple[int, ...]:  # noqa: ARG002
-        """The text and the end token: every turn is a message of its own."""
-        return (*self._chat.encode(text), self.end_id)
 
 
 HISTORIES: dict[str, Callable[[ChatFormat], History]] = {
