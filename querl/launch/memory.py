@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -50,6 +50,15 @@ class Memory:
     def of_rows(self, num_tokens: int) -> MemoryPlan:
         """With rows of so many tokens."""
         return plan(self.shape, replace(self.settings, tokens_per_microbatch=num_tokens))
+
+    def rows_that_fit(self) -> int:
+        """The longest of ``ROW_SIZES`` whose update fits the room; else the shortest.
+
+        A longer trajectory is a row of its own whatever is chosen: ``table`` tells of it.
+        """
+        most = HEADROOM * self.room
+        fitting = (n for n in ROW_SIZES if self.of_rows(n).while_updating <= most)
+        return next(fitting, ROW_SIZES[-1])
 
     def table(self) -> str:
         """The plan, a line a part, for the eye."""
@@ -93,23 +102,9 @@ def with_rows(recipe: Recipe) -> Recipe:
     if recipe.memory.tokens_per_microbatch:
         return recipe
     memory = plan_memory(recipe)
-    num_tokens = UNKNOWN_SHAPE_TOKENS
-    if memory is not None:
-        num_tokens = tokens_that_fit(memory.shape, memory.settings, memory.room)
+    num_tokens = UNKNOWN_SHAPE_TOKENS if memory is None else memory.rows_that_fit()
     section = recipe.memory.model_copy(update={"tokens_per_microbatch": num_tokens})
     return recipe.model_copy(update={"memory": section})
-
-
-def tokens_that_fit(shape: DecoderShape, settings: PlanSettings, room: int) -> int:
-    """The longest of ``ROW_SIZES`` whose update fits ``room`` bytes; else the shortest.
-
-    A longer trajectory is a row of its own whatever is chosen: ``Memory.table`` tells of it.
-    """
-    for num_tokens in ROW_SIZES:
-        planned = plan(shape, replace(settings, tokens_per_microbatch=num_tokens))
-        if planned.while_updating <= HEADROOM * room:
-            return num_tokens
-    return ROW_SIZES[-1]
 
 
 def room_bytes(recipe: Recipe) -> int:
@@ -131,28 +126,6 @@ def room_bytes(recipe: Recipe) -> int:
 def size_text(size: int) -> str:
     """``1.25 GiB``, or ``310.2 MiB``."""
     return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
-
-
-class Meter(Protocol):
-    """What tells the memory of an update on one kind of device, and what is planned to compare."""
-
-    what: str
-
-    def start(self) -> bool:
-        """Begin an update; False where this machine tells nothing."""
-        ...
-
-    def peak(self) -> int:
-        """Bytes at the most since ``start``."""
-        ...
-
-    def planned(self, plan: MemoryPlan) -> int:
-        """Bytes of the plan that ``peak`` should be."""
-        ...
-
-    def is_far(self, measured: int, planned: int) -> bool:
-        """Whether the plan is wrong by more than this device's noise."""
-        ...
 
 
 class GpuMeter:
@@ -238,7 +211,7 @@ class MeasuredUpdates:
     ) -> None:
         device = learner.weights().module.device
         self._placement = placement
-        self._meter: Meter = (
+        self._meter = (
             GpuMeter(device)
             if device.type == "cuda"
             else ProcessMeter(has_moments=learner.step > 0)

@@ -17,11 +17,11 @@ from querl.launch.memory import (
     HEADROOM,
     ROW_SIZES,
     GpuMeter,
+    Memory,
     ProcessMeter,
     plan_memory,
     room_bytes,
     size_text,
-    tokens_that_fit,
     with_rows,
 )
 from querl.launch.needs import plan_settings
@@ -35,9 +35,14 @@ QWEN_3B = PUBLISHED["Qwen/Qwen2.5-Coder-3B"]
 ANY = PlanSettings(tokens_per_microbatch=0)
 
 
+def rows_of_3b(settings: PlanSettings, room_gib: int) -> int:
+    room = Memory(shape=QWEN_3B, settings=settings, longest=0, room=room_gib * GIB)
+    return room.rows_that_fit()
+
+
 @pytest.mark.parametrize("room_gib", [80, 96, 141])
 def test_the_longest_rows_that_fit_are_taken(room_gib: int) -> None:
-    chosen = tokens_that_fit(QWEN_3B, ANY, room_gib * GIB)
+    chosen = rows_of_3b(ANY, room_gib)
 
     def update_bytes(num_tokens: int) -> int:
         planned = plan(QWEN_3B, replace(ANY, tokens_per_microbatch=num_tokens))
@@ -48,16 +53,16 @@ def test_the_longest_rows_that_fit_are_taken(room_gib: int) -> None:
 
 
 def test_more_room_recomputing_and_an_engine_elsewhere_make_rows_longer() -> None:
-    small, large = (tokens_that_fit(QWEN_3B, ANY, size * GIB) for size in (64, 141))
+    small, large = (rows_of_3b(ANY, size) for size in (64, 141))
     assert small < large
     recomputed = replace(ANY, is_recomputed=True)
-    assert tokens_that_fit(QWEN_3B, recomputed, 64 * GIB) > small
+    assert rows_of_3b(recomputed, 64) > small
     engine = EnginePlan(has_own_weights=True, num_sequences=64, context=8000, is_beside=True)
-    assert tokens_that_fit(QWEN_3B, replace(ANY, engine=engine), 141 * GIB) < large
+    assert rows_of_3b(replace(ANY, engine=engine), 141) < large
 
 
 def test_where_nothing_fits_rows_are_the_shortest() -> None:
-    assert tokens_that_fit(QWEN_3B, ANY, GIB) == min(ROW_SIZES)
+    assert rows_of_3b(ANY, 1) == min(ROW_SIZES)
 
 
 def test_a_length_that_a_recipe_names_stays(tmp_path: Path) -> None:
