@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from querl.cli.paths import Overrides
 from querl.config import Recipe, load_recipe
 from querl.errors import ModelError
 from querl.sql.databases import DRIVERS, DatabaseKind
@@ -44,9 +45,7 @@ def doctor(
     recipe: Annotated[
         Path | None, typer.Argument(help="A recipe to check against this machine.")
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings to change: section.key=value ...")
-    ] = None,
+    overrides: Overrides = None,
     engine: Annotated[
         str | None,
         typer.Option(help="Start this engine (hf, vllm, sglang) and hold it to its contract."),

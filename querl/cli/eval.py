@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from querl.cli.paths import CheckpointOption, folder_to_be, recipe_of, starting_model_note
+from querl.cli.paths import CheckpointOption, Overrides, folder_to_be, recipe_of, start_note
 from querl.cli.progress import progress
 from querl.config import Recipe, load_recipe
 from querl.errors import ConfigError
@@ -29,9 +29,7 @@ def evaluate(
     recipe: Annotated[
         Path, typer.Argument(help="A run's folder, or a .toml file: data, prompt, model.")
     ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings to change: section.key=value ...")
-    ] = None,
+    overrides: Overrides = None,
     checkpoint: CheckpointOption = None,
     samples: Annotated[
         int, typer.Option(min=1, help="Sample so often a task (pass@k); 1 is greedy.")
@@ -67,7 +65,7 @@ def evaluate(
     settings = load_recipe(file, (*settled, *chosen))
     folder = folder_to_be(out) if out is not None else None
     console = Console(highlight=False)
-    if (note := starting_model_note(recipe, settled)) is not None:
+    if (note := start_note(recipe, settled)) is not None:
         console.print(note, markup=False, soft_wrap=True)
     start = time.monotonic()
     episodes = asyncio.run(_play(settings, _tasks(settings, questions), samples, console))

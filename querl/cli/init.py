@@ -8,14 +8,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from querl.cli.paths import Overrides
 from querl.config import load_recipe
 
 
 def init(
     recipe: Annotated[Path, typer.Argument(help="A .toml file; its section init is used.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings to change: section.key=value ...")
-    ] = None,
+    overrides: Overrides = None,
     traces: Annotated[Path, typer.Option(help="What `querl data traces` wrote.")] = Path(
         "traces.jsonl"
     ),

@@ -1,4 +1,4 @@
-"""Paths that a user names, looked at before the work whose result they are to hold."""
+"""What a user names, recipes and paths, looked at before the work whose result they hold."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ class Kept(StrEnum):
     LAST = "last"
 
 
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings to change: section.key=value ...")
+]
 CheckpointOption = Annotated[
     Kept | None,
     typer.Option(help="Of a run's folder: whose model; by default best, where there is one."),
@@ -51,7 +54,7 @@ def recipe_of(
     return named / "recipe.toml", (*made, *overrides)
 
 
-def starting_model_note(recipe: Path, overrides: Sequence[str]) -> str | None:
+def start_note(recipe: Path, overrides: Sequence[str]) -> str | None:
     """What to tell who names the recipe inside a run's folder, whose model is the one before it."""
     is_in_run = recipe.name == "recipe.toml" and (recipe.parent / "checkpoints").is_dir()
     if not is_in_run or names_model(overrides):

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from querl.cli.again import command_again
-from querl.cli.paths import folder_to_be
+from querl.cli.paths import Overrides, folder_to_be
 from querl.cli.progress import progress
 from querl.config import load_recipe
 
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 def sft(
     recipe: Annotated[Path, typer.Argument(help="A .toml file; its section sft is used.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings to change: section.key=value ...")
-    ] = None,
+    overrides: Overrides = None,
     traces: Annotated[Path, typer.Option(help="What `querl data traces` wrote.")] = Path(
         "traces.jsonl"
     ),

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from querl.cli.paths import CheckpointOption, folder_to_be, recipe_of, starting_model_note
+from querl.cli.paths import CheckpointOption, Overrides, folder_to_be, recipe_of, start_note
 from querl.cli.progress import progress
 from querl.config import load_recipe
 from querl.errors import ConfigError
@@ -22,9 +22,7 @@ def traces(
     recipe: Annotated[
         Path, typer.Argument(help="A .toml file (data, prompt, episode, sft), or a run's folder.")
     ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings to change: section.key=value ...")
-    ] = None,
+    overrides: Overrides = None,
     checkpoint: CheckpointOption = None,
     out: Annotated[
         Path, typer.Option(help="The file to write, JSON lines; its report goes beside it.")
@@ -54,7 +52,7 @@ def traces(
         raise ConfigError(f"--out {out}: name a file that ends in .jsonl")
     folder_to_be(out.parent)
     console = Console(highlight=False)
-    if samples and (note := starting_model_note(recipe, settled)) is not None:
+    if samples and (note := start_note(recipe, settled)) is not None:
         console.print(note, markup=False, soft_wrap=True)
     from querl.data.traces import save_traces
     from querl.launch.traces import Asking, make_traces, training_questions

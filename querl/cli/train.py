@@ -17,7 +17,7 @@ from querl import records
 from querl.cli import own
 from querl.cli.again import command_again
 from querl.cli.panel import Progresses, spark
-from querl.cli.paths import folder_to_be
+from querl.cli.paths import Overrides, folder_to_be
 from querl.cli.progress import progress
 from querl.cli.replay import show_replay
 from querl.config import Recipe, load_recipe
@@ -37,9 +37,7 @@ def train(
         str | None,
         typer.Argument(help="A .toml file, such as recipes/demo.toml; not needed with --db."),
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings to change: section.key=value ...")
-    ] = None,
+    overrides: Overrides = None,
     db: Annotated[
         str | None, typer.Option(help="Your database: a file, a folder of them, or a server's URL.")
     ] = None,
