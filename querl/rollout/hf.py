@@ -26,7 +26,7 @@ from querl.rollout.hf_batch import (
     KeptPrefixes,
     different_prompts,
 )
-from querl.rollout.stopping import StopStrings
+from querl.rollout.stopping import stop_strings
 from querl.types import Completion, FinishReason
 
 if TYPE_CHECKING:
@@ -64,15 +64,14 @@ class HfEngine:
         prefill_tokens: int = 16384,
     ) -> None:
         self._model = model
-        self._tokenizer = tokenizer
         self._prefill_tokens = prefill_tokens
         self._version = 0
         self._kept = KeptPrefixes(reuse_bytes)
-        self._stops: dict[tuple[str, ...], StopStrings] = {}
         embedding = model.get_input_embeddings()
         assert isinstance(embedding, torch.nn.Embedding)
         self._is_end_V = np.zeros(embedding.num_embeddings, dtype=np.bool_)
         self._is_end_V[sorted(end_ids | _named_end_ids(model, tokenizer))] = True
+        self._stop_strings = stop_strings(tokenizer, len(self._is_end_V))
         self._context = int(model.config.get_text_config().max_position_embeddings)
         self._kv_shape: tuple[int, int, int] | None = None
         self._batches = StaticBatches(
@@ -176,7 +175,8 @@ class HfEngine:
         logits = [self._prefill_some(buffer, rows, prompts) for rows in self._cut(prompts)]
         if sources:
             buffer.copy_rows(sources, slice(len(prompts), None))
-        batch = Batch.of(ordered, self._stop_strings(ordered), buffer, limits)
+        stops = [self._stop_strings(request.sampling.stop) for request in ordered]
+        batch = Batch.of(ordered, stops, buffer, limits)
         return batch, torch.cat(logits)[[*range(len(prompts)), *sources]]
 
     def _cut(self, prompts: Sequence[Prompt]) -> list[slice]:
@@ -262,14 +262,6 @@ class HfEngine:
             token_ids = request.prompt_ids + completion.token_ids[:-1]
             self._kept.put(request.key, Kept(token_ids, batch.states(row)))
         request.resolve(completion)
-
-    def _stop_strings(self, requests: Sequence[Request]) -> list[StopStrings]:
-        for request in requests:
-            stop = request.sampling.stop
-            if stop not in self._stops:
-                size = len(self._is_end_V)
-                self._stops[stop] = StopStrings(self._tokenizer, stop, size)
-        return [self._stops[request.sampling.stop] for request in requests]
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from querl.errors import EngineError
 from querl.rollout import noise
-from querl.rollout.http import MOST_SHOWN, Http, Overdue, Refused, ServerGone
+from querl.rollout.http import MOST_SHOWN, NO_ENTRY, Http, Overdue, Refused, ServerGone
 from querl.rollout.openai_chat import Manner, Said, said, said_by_refusal
 from querl.types import Completion
 
@@ -25,7 +25,6 @@ DEAR_TRIES = 3  # of them that count for one of a missed deadline, or where noth
 MOST_WAIT_S = 120.0
 MOST_LOST = 3  # requests in a row that may be lost before the endpoint counts as broken
 _AGAIN = frozenset((408, 425, 429, 500, 502, 503, 504, 529))
-_NO_ENTRY = frozenset((401, 403))
 _REFUSED = frozenset((400, 413, 422))  # because of what a request says
 
 
@@ -173,7 +172,7 @@ class OpenAiEngine:
 
     def _cannot(self, error: Refused) -> str:
         """Why asking again would not help, and what would."""
-        if error.status in _NO_ENTRY:
+        if error.status in NO_ENTRY:
             has_key = "is not accepted" if self._api_key else "is not set"
             return (
                 f"{self._http.url} lets nobody in ({error.status}): the environment variable "

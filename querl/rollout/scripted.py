@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from querl.errors import EngineError
-from querl.rollout.stopping import StopStrings
+from querl.rollout.stopping import stop_strings
 from querl.types import Completion, FinishReason
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class ScriptedEngine:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, answer: Answer) -> None:
         self._tokenizer = tokenizer
         self._answer = answer
-        self._stops: dict[tuple[str, ...], StopStrings] = {}
+        self._stop_strings = stop_strings(tokenizer, len(tokenizer))
         self._version = 0
         self._is_closed = False
 
@@ -60,10 +60,7 @@ class ScriptedEngine:
         )
 
     def _cut(self, written: list[int], sampling: Sampling) -> tuple[list[int], FinishReason]:
-        if sampling.stop not in self._stops:  # its making reads the whole vocabulary
-            size = len(self._tokenizer)
-            self._stops[sampling.stop] = StopStrings(self._tokenizer, sampling.stop, size)
-        stops = self._stops[sampling.stop]
+        stops = self._stop_strings(sampling.stop)
         end_id = self._tokenizer.eos_token_id
         assert isinstance(end_id, int), "the tokenizer has one end token"
         token_ids: list[int] = []

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
@@ -37,6 +38,13 @@ class StopStrings:
             clean_up_tokenization_spaces=False,
         )
         return any(stop in text for stop in self._stop)
+
+
+def stop_strings(
+    tokenizer: PreTrainedTokenizerBase, vocab_size: int
+) -> Callable[[tuple[str, ...]], StopStrings]:
+    """``StopStrings`` of each tuple, made once: its making reads the whole vocabulary."""
+    return cache(lambda stop: StopStrings(tokenizer, stop, vocab_size))
 
 
 def _holding_any(
