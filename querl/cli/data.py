@@ -16,7 +16,7 @@ from rich.table import Table
 
 from querl.cli.get import get
 from querl.cli.own import no_questions
-from querl.cli.progress import progress
+from querl.cli.progress import counter, progress
 from querl.cli.synth import synth
 from querl.cli.traces import traces
 from querl.config import Recipe
@@ -169,16 +169,9 @@ def audit(
 
 
 async def _audit(tasks: Sequence[Task]) -> list[Audited]:
-    num_done = 0
     with progress(Console(stderr=True), "gold queries checked") as show:
-
-        def count() -> None:
-            nonlocal num_done
-            num_done += 1
-            show(num_done, len(tasks), "")
-
         async with DatabasesByKind() as databases:
-            return await audit_golds(tasks, databases, on_done=count)
+            return await audit_golds(tasks, databases, on_done=counter(show, len(tasks)))
 
 
 def _counts(labels: Iterable[str | None]) -> str:

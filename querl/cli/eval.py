@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from querl.cli.paths import CheckpointOption, Overrides, folder_to_be, recipe_of, start_note
-from querl.cli.progress import progress
+from querl.cli.progress import counter, progress
 from querl.config import Recipe, load_recipe
 from querl.errors import ConfigError
 from querl.eval import report
@@ -106,21 +106,14 @@ async def _play(
     async with opening as player:
         if num_samples == 1:
             player = player.greedy()
-        done = 0
         with progress(console, "episodes") as show:
-
-            def count(_: Episode) -> None:
-                nonlocal done
-                done += 1
-                show(done, len(tasks) * num_samples, "")
-
             return await validate(
                 player,
                 tasks,
                 seed=recipe.run.seed,
                 step=0,
                 num_samples=num_samples,
-                on_done=count,
+                on_done=counter(show, len(tasks) * num_samples),
             )
 
 

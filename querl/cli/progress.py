@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import TYPE_CHECKING
 
 from rich.progress import Progress
@@ -31,6 +32,12 @@ class PlainLines:
             self._last_s = time.monotonic()
             line = f"{self._what} {done:,.0f}/{total:,.0f} {remark}"
             self._console.print(line.rstrip(), soft_wrap=True)
+
+
+def counter(show: Callable[[float, float, str], None], total: int) -> Callable[..., None]:
+    """A function to call whenever one of ``total`` is done; it passes over what is done."""
+    done = count(1)
+    return lambda *_: show(next(done), total, "")
 
 
 @contextmanager

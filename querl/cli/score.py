@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from querl.cli.progress import progress
+from querl.cli.progress import counter, progress
 from querl.data.audit import is_unstable
 from querl.data.registry import load_tasks
 from querl.errors import ConfigError, DataError
@@ -95,14 +95,7 @@ async def _score(
 ) -> tuple[list[Scored], dict[str, Any]]:
     """The judged predictions, and BIRD's numbers where it is the judge."""
     async with DatabasesByKind() as databases:
-        num_done = 0
         with progress(Console(stderr=True), "questions") as show:
-
-            def count(_: Scored) -> None:
-                nonlocal num_done
-                num_done += 1
-                show(num_done, len(tasks), "")
-
             scored = await score_predictions(
                 tasks,
                 predicted,
@@ -110,19 +103,12 @@ async def _score(
                 mode=mode,
                 keep_distinct=keep_distinct,
                 suite=suite,
-                on_done=count,
+                on_done=counter(show, len(tasks)),
             )
         if mode is not CompareMode.BIRD:
             return scored, {}
-        num_timed = 0
         with progress(Console(stderr=True), "right answers timed") as show:
-
-            def timed() -> None:
-                nonlocal num_timed
-                num_timed += 1
-                show(num_timed, len(tasks), "")
-
-            ratios = await bird.time_ratios(scored, databases, timed)
+            ratios = await bird.time_ratios(scored, databases, counter(show, len(tasks)))
     return scored, bird.summarise_bird(scored, ratios)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING
 
 from querl.data.explore_traces import look_around
@@ -181,13 +182,7 @@ async def _open_own(
     if speaker is None or asking is None:
         yield None
         return
-    num_episodes = 0
-
-    def count(_: object) -> None:
-        nonlocal num_episodes
-        num_episodes += 1
-        on_done(num_episodes / asking.num_samples, num_questions)
-
+    num_episodes = count(1)
     async with open_player(recipe, speaker) as player:
 
         async def sample(tasks: Sequence[Task]) -> list[list[Played]]:
@@ -197,7 +192,7 @@ async def _open_own(
                 seed=recipe.run.seed,
                 step=0,
                 num_samples=asking.num_samples,
-                on_done=count,
+                on_done=lambda _: on_done(next(num_episodes) / asking.num_samples, num_questions),
             )
             played = [(episode.trajectory, episode.judgement) for episode in episodes]
             size = asking.num_samples

@@ -6,6 +6,7 @@ import gc
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from querl.algorithm.credit import has_signal
@@ -243,15 +244,13 @@ def _stream(recipe: Recipe, prepared: Prepared, player: Player, *, first_group: 
 
 def _validation(recipe: Recipe, prepared: Prepared, player: Player, on_done: HowFar) -> Evaluate:
     async def score(step: int) -> dict[str, Any]:
-        num_done = 0
-
-        def count(_: object) -> None:
-            nonlocal num_done
-            num_done += 1
-            on_done(num_done, len(prepared.validation), "validation")
-
+        num_done = count(1)
         episodes = await validate(
-            player.greedy(), prepared.validation, seed=recipe.run.seed, step=step, on_done=count
+            player.greedy(),
+            prepared.validation,
+            seed=recipe.run.seed,
+            step=step,
+            on_done=lambda _: on_done(next(num_done), len(prepared.validation), "validation"),
         )
         return summarise(episodes)
 
