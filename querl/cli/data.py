@@ -16,6 +16,7 @@ from rich.table import Table
 
 from querl.cli.get import get
 from querl.cli.own import no_questions
+from querl.cli.paths import file_to_be
 from querl.cli.progress import counter, progress
 from querl.cli.synth import synth
 from querl.cli.traces import traces
@@ -147,6 +148,7 @@ def audit(
 
     Example: querl data audit --data spider:../shared/spider --split train --json audit.json
     """
+    file_to_be("--json", json_out)
     tasks = choose_tasks(data, split, db, questions)
     summary = summarise(asyncio.run(_audit(tasks)))
     if json_out is not None:

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from querl.cli.paths import CheckpointOption, Overrides, folder_to_be, recipe_of, start_note
+from querl.cli.paths import (
+    CheckpointOption,
+    Overrides,
+    file_to_be,
+    folder_to_be,
+    recipe_of,
+    start_note,
+)
 from querl.cli.progress import counter, progress
 from querl.config import Recipe, load_recipe
 from querl.errors import ConfigError
@@ -42,6 +49,10 @@ def evaluate(
         typer.Option(help="Ask all of these of data.db, not the recipe's validation tasks."),
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Write the summary here.")] = None,
+    details: Annotated[
+        Path | None,
+        typer.Option(help="Write a JSON line an episode here; querl score reads the file."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write the episodes into this folder, as training does.")
     ] = None,
@@ -64,22 +75,38 @@ def evaluate(
     file, settled = recipe_of(recipe, checkpoint, overrides or ())
     settings = load_recipe(file, (*settled, *chosen))
     folder = folder_to_be(out) if out is not None else None
+    file_to_be("--json", json)
+    file_to_be("--details", details)
     console = Console(highlight=False)
     if (note := start_note(recipe, settled)) is not None:
         console.print(note, markup=False, soft_wrap=True)
     start = time.monotonic()
     episodes = asyncio.run(_play(settings, _tasks(settings, questions), samples, console))
-    from querl.eval.run import summarise
+    from querl.eval.run import detail_lines, summarise
 
     summary = summarise(episodes)
-    _print(console, settings, summary, time.monotonic() - start)
+    seconds = time.monotonic() - start
+    _print(console, settings, summary, seconds)
     if json is not None:
-        report.write_json(json, summary)
+        report.write_json(json, summary | _of_what(settings, seconds))
+    if details is not None:
+        report.write_jsonl(details, detail_lines(episodes))
     if folder is not None:
         from querl import records
         from querl.eval.run import to_groups
 
         records.write_step(folder, 0, to_groups(episodes))
+
+
+def _of_what(recipe: Recipe, seconds: float) -> dict[str, Any]:
+    """What the numbers are of, without which a file of them is nobody's."""
+    return {
+        "model": recipe.model.path,
+        "judge": recipe.reward.judge,
+        "suite": recipe.reward.suite,
+        "seed": recipe.run.seed,
+        "seconds": round(seconds, 1),
+    }
 
 
 def _tasks(recipe: Recipe, questions: Path | None) -> list[Task]:
@@ -97,9 +124,16 @@ def _tasks(recipe: Recipe, questions: Path | None) -> list[Task]:
 async def _play(
     recipe: Recipe, tasks: Sequence[Task], num_samples: int, console: Console
 ) -> list[Episode]:
-    from querl.launch.local import open_databases, validate
+    from querl.launch.local import load_reward_suite, open_databases, validate
     from querl.launch.tasks import check_own_golds
 
+    suite = load_reward_suite(recipe)  # before the model: a wrong folder costs nothing then
+    if suite is not None and not any(map(suite.databases, tasks)):
+        console.print(
+            f"note: reward.suite={recipe.reward.suite} knows none of these questions",
+            markup=False,
+            soft_wrap=True,
+        )
     opening = _opening(recipe, console)
     async with open_databases(recipe) as databases:
         await check_own_golds(recipe, tasks, databases)
@@ -152,6 +186,9 @@ def _print(console: Console, recipe: Recipe, summary: dict[str, Any], seconds: f
     }
     if summary["suite_accuracy"] is not None:
         facts["right on the suite too"] = report.percent(summary["suite_accuracy"])
+        facts["95 % (test suite)"] = report.percent_interval(summary["suite_accuracy_interval"])
+    if summary["long_prompts"]:
+        facts["prompts too long, hence wrong"] = f"{summary['long_prompts']:,}"
     shown = {name: value for name, value in facts.items() if value}
     console.print(report.facts_table(f"judge {recipe.reward.judge}", shown))
     for what in ("kind", "difficulty"):

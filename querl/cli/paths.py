@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -72,6 +73,19 @@ def new_file(path: Path) -> Path:
     if path.exists():
         raise ConfigError(f"--out {path} exists: name another file, or remove it first")
     return path
+
+
+def file_to_be(option: str, file: Path | None) -> None:
+    """Raise ConfigError where a folder stands in the file's place, or a file in its folder's."""
+    if file is None:
+        return
+    if file.is_dir():
+        raise ConfigError(f"{option} {file} is a folder, name a file")
+    nearest = next(path for path in file.absolute().parents if path.exists())
+    if not nearest.is_dir():
+        raise ConfigError(f"{option} {file}: {nearest} is a file, name another place")
+    if not os.access(nearest, os.W_OK):
+        raise ConfigError(f"{option} {file}: {nearest} cannot be written to, name another place")
 
 
 def folder_to_be(folder: Path) -> Path:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from querl.cli.paths import file_to_be
 from querl.cli.progress import counter, progress
 from querl.data.audit import is_unstable
 from querl.data.registry import load_tasks
@@ -54,6 +55,8 @@ def score(
 
     Example: querl score predictions.sql --data spider:../shared/spider --split dev
     """
+    file_to_be("--json", json)
+    file_to_be("--details", details)
     chosen = _choose_suite(databases, suite)
     tasks = load_tasks(data, split)
     if suite is not None and chosen is not None and not any(map(chosen.databases, tasks)):

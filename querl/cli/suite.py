@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from querl.cli.data import DataOption, DbOption, QuestionsOption, SplitOption, choose_tasks
+from querl.cli.paths import file_to_be
 from querl.cli.progress import progress
 from querl.eval import report
 from querl.sql.sqlite import SQLITE_VERSION
@@ -68,6 +69,7 @@ def check(
     """
     from querl.suite.check import CHECKED_K, check_suite
 
+    file_to_be("--json", json)
     suite = load_suite(folder)
     tasks = choose_tasks(data, split, db, questions)
     with progress(Console(stderr=True), "databases") as show:

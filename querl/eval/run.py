@@ -38,6 +38,16 @@ class Episode:
         """Whether any turn ran SQL before the answer."""
         return any(turn.action.kind is ActionKind.SQL for turn in self.trajectory.turns)
 
+    @property
+    def had_no_turn(self) -> bool:
+        """Whether its prompt was too long for the model to be asked."""
+        return not self.trajectory.turns and self.trajectory.stop is StopReason.CONTEXT_FULL
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens were sampled."""
+        return sum(len(turn.completion.token_ids) for turn in self.trajectory.turns)
+
 
 async def evaluate(
     tasks: Sequence[Task],
@@ -81,8 +91,9 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:
     ``accuracy`` is the mean over tasks of the share of right samples (pass@1), with 95 % intervals
     over tasks and over databases (None of one database); ``suite_accuracy`` counts only what is
     right on the suite too, None where no answer was judged on one. ``truncated`` counts episodes
-    that hit a token limit, ``void_turns`` turns with neither SQL nor solution, ``wins_used_tool``
-    the right episodes that ran SQL; ``runs``, ``over_budget`` and ``empty`` tell of the final
+    that hit a token limit, ``long_prompts`` (a number) those of which not even the prompt was in
+    it, ``void_turns`` turns with neither SQL nor solution, ``wins_used_tool`` the right episodes
+    that ran SQL; ``runs``, ``over_budget`` and ``empty`` tell of the final
     queries. ``pass_at`` is empty for one sample a task. Raises ValueError without episodes.
     """
     by_task: dict[str, list[Episode]] = defaultdict(list)
@@ -90,6 +101,7 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:
         by_task[episode.task.id].append(episode)
     tasks = [samples[0].task for samples in by_task.values()]
     accuracies = [_accuracy(samples) for samples in by_task.values()]
+    on_suite = _on_suite(list(by_task.values()))
     turns = [turn for episode in episodes for turn in episode.trajectory.turns]
     wins = [episode for episode in episodes if episode.is_right]
     limits = (StopReason.TRUNCATED, StopReason.CONTEXT_FULL)
@@ -97,11 +109,12 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:
         "n": len(tasks),
         "num_episodes": len(episodes),
         "accuracy": mean(accuracies),
-        "suite_accuracy": _suite_accuracy(list(by_task.values())),
+        "suite_accuracy": None if on_suite is None else mean(on_suite),
         "accuracy_interval": interval_of_mean(accuracies),
         "accuracy_interval_databases": interval_over_databases(
             accuracies, [task.database for task in tasks]
         ),
+        "suite_accuracy_interval": None if on_suite is None else interval_of_mean(on_suite),
         "by_kind": _by(lambda task: task.kind, list(by_task.values())),
         "by_difficulty": _by(lambda task: task.difficulty, list(by_task.values())),
         "verdicts": dict(Counter(episode.judgement.verdict.value for episode in episodes)),
@@ -110,11 +123,39 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:
         "wins_used_tool": mean([episode.used_tool for episode in wins]),
         **execution_shares([episode.judgement.predicted for episode in episodes]),
         "truncated": mean([episode.trajectory.stop in limits for episode in episodes]),
+        "long_prompts": sum(episode.had_no_turn for episode in episodes),
         "void_turns": mean([turn.action.kind is ActionKind.VOID for turn in turns]),
         "mean_turns": len(turns) / len(episodes),
-        "mean_tokens": sum(len(turn.completion.token_ids) for turn in turns) / len(episodes),
+        "mean_tokens": sum(episode.num_tokens for episode in episodes) / len(episodes),
         "pass_at": _pass_at(list(by_task.values())),
     }
+
+
+def detail_lines(episodes: Sequence[Episode]) -> list[dict[str, Any]]:
+    """A line an episode; with one sample a task ``querl score`` reads them as predictions.
+
+    ``index`` counts the tasks in their order. ``on_suite`` is None where no suite database tells,
+    and of an answer that is wrong on its own.
+    """
+    indices: dict[str, int] = {}
+    return [
+        {
+            "index": indices.setdefault(one.task.id, len(indices)),
+            "sample": one.sample_index,
+            "task": one.task.id,
+            "db_id": one.task.db_id,
+            "kind": one.task.kind,
+            "difficulty": one.task.difficulty,
+            "sql": one.trajectory.solution,
+            "verdict": one.judgement.verdict.value,
+            "right": one.is_right,
+            "on_suite": one.judgement.holds_on_suite if one.is_right else None,
+            "stop": one.trajectory.stop.value,
+            "turns": len(one.trajectory.turns),
+            "tokens": one.num_tokens,
+        }
+        for one in episodes
+    ]
 
 
 def to_groups(episodes: Sequence[Episode]) -> list[Group]:
@@ -161,12 +202,14 @@ def _accuracy(samples: Sequence[Episode]) -> float:
     return sum(episode.is_right for episode in samples) / len(samples)
 
 
-def _suite_accuracy(samples_of_tasks: Sequence[Sequence[Episode]]) -> float | None:
+def _on_suite(samples_of_tasks: Sequence[Sequence[Episode]]) -> list[float] | None:
+    """Each task's share of samples that are right on the suite too; None without a suite."""
     if not any(one.judgement.suite for samples in samples_of_tasks for one in samples):
         return None
-    return mean(
-        [mean([one.judgement.is_right for one in samples]) or 0.0 for samples in samples_of_tasks]
-    )
+    return [
+        sum(one.judgement.is_right for one in samples) / len(samples)
+        for samples in samples_of_tasks
+    ]
 
 
 def _by(

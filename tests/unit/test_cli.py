@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -153,6 +154,36 @@ def test_an_out_folder_that_is_a_file_is_refused(
     ended = querl(command, company / "recipe.toml", "--out", file.joinpath(*below))
     assert_refused(ended, "notes.txt", "name a folder")
     assert file.read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize("option", ["--json", "--details"])
+@pytest.mark.parametrize("command", ["eval", "score"])
+def test_a_report_that_could_not_be_written_is_refused_before_the_work(
+    querl: Querl, company: Path, command: str, option: str
+) -> None:
+    (company / "recipe.toml").write_text("[model]\npath = 'nowhere'", encoding="utf-8")
+    named = {"eval": (company / "recipe.toml",), "score": (company / "none.sql", "--data", "demo")}
+    words = (command, *named[command], option)
+    assert_refused(querl(*words, company), f"{option} {company} is a folder", "name a file")
+    assert_refused(querl(*words, company / "recipe.toml" / "x.json"), "recipe.toml is a file")
+
+
+def test_what_was_evaluated_can_be_scored_question_by_question(
+    querl: Querl, company: Path, tmp_path: Path
+) -> None:
+    details, told, scored = (tmp_path / name for name in ("details.jsonl", "eval.json", "ex.json"))
+    recipe = company / "recipe.toml"
+    code, _, err = querl("eval", recipe, "--details", details, "--json", told)
+    assert code == 0, err
+    lines = [json.loads(line) for line in details.read_text(encoding="utf-8").splitlines()]
+    assert [line["index"] for line in lines] == [0, 1]
+    summary = json.loads(told.read_text(encoding="utf-8"))
+    assert summary["accuracy"] == sum(line["right"] for line in lines) / 2
+    assert (summary["judge"], summary["model"]) == ("strict", f"{company}/model")
+    data = ("--data", f"files:{company}", "--split", "val", "--judge", "strict")
+    code, _, err = querl("score", details, *data, "--json", scored)
+    assert code == 0, err
+    assert json.loads(scored.read_text(encoding="utf-8"))["ex"] == summary["accuracy"]
 
 
 def test_training_at_temperature_0_is_refused(querl: Querl, company: Path) -> None:

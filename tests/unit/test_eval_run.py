@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from querl.eval.report import (
     write_json,
     write_jsonl,
 )
-from querl.eval.run import Episode, evaluate, pass_at_k, summarise
+from querl.eval.run import Episode, detail_lines, evaluate, pass_at_k, summarise
 from querl.types import (
     Action,
     ActionKind,
@@ -115,6 +116,27 @@ def test_a_bug_in_an_episode_ends_the_evaluation_as_it_is() -> None:
     with pytest.raises(ZeroDivisionError):
         asyncio.run(evaluate(TASKS, broken))
     assert sorted(cancelled) == ["t0", "t2", "t3", "t4", "t5"]
+
+
+def test_details_tell_an_episode_a_line_with_its_answer_and_its_task_s_place() -> None:
+    question, right = TASKS[0], Judgement(verdict=Verdict.MATCH, suite=(Verdict.MATCH,))
+    answer = Action(kind=ActionKind.SOLUTION, sql="SELECT 1")
+    said = replace(turn(ActionKind.SOLUTION, num_tokens=7), action=answer)
+    answered = Trajectory(task_id="t0", turns=(said,), stop=StopReason.ANSWERED)
+    unasked = Trajectory(task_id="t1", turns=(), stop=StopReason.CONTEXT_FULL)
+    wrong = Judgement(verdict=Verdict.NO_ANSWER)
+    episodes = [
+        Episode(task=question, sample_index=0, trajectory=answered, judgement=right),
+        Episode(task=question, sample_index=1, trajectory=unasked, judgement=wrong),
+        Episode(task=TASKS[1], sample_index=0, trajectory=unasked, judgement=wrong),
+    ]
+    lines = detail_lines(episodes)
+    assert [(line["index"], line["sample"]) for line in lines] == [(0, 0), (0, 1), (1, 0)]
+    first, second = lines[0], lines[1]
+    assert (first["sql"], first["right"], first["on_suite"]) == ("SELECT 1", True, True)
+    assert (first["turns"], first["tokens"]) == (1, 7)
+    assert (second["sql"], second["right"], second["on_suite"]) == (None, False, None)
+    assert summarise(episodes)["long_prompts"] == 2
 
 
 def test_shares_of_execution_are_of_all_answers() -> None:

@@ -175,3 +175,6 @@ def test_an_evaluation_tells_what_is_right_on_the_suite_too() -> None:
     assert summary(right, lucky, wrong, wrong)["accuracy"] == 0.5
     assert summary(right, lucky, wrong, wrong)["suite_accuracy"] == 0.25
     assert summary(RIGHT, wrong)["suite_accuracy"] is None
+    assert summary(RIGHT, wrong)["suite_accuracy_interval"] is None
+    low, high = summary(right, lucky, wrong, wrong)["suite_accuracy_interval"]
+    assert 0 < low < 0.25 < high < 1  # one task: Wilson's
