@@ -107,9 +107,9 @@ class RunFolder:
         with ExitStack() as held:  # a refusal below gives the lock back
             held.enter_context(RunLock(self.folder))
             with saving(self.folder):
+                _check_content(self.folder, self._recipe, fresh=self._fresh)
                 if self._fresh:
                     _empty(self.folder)
-                self._check_recipe()
                 durable.replace_text(self.folder / "recipe.toml", self._recipe.to_toml())
                 text = json.dumps(dict(self._derived), indent=1)
                 durable.replace_text(self.folder / "derived.json", text)
@@ -168,26 +168,6 @@ class RunFolder:
             raise KeyboardInterrupt
         self._wants_to_stop = True
         self._say("stopping after this step; Ctrl-C again stops at once")
-
-    def _check_recipe(self) -> None:
-        path = self.folder / "recipe.toml"
-        if not path.exists() or not (self.folder / "checkpoints" / "last").is_symlink():
-            return
-        before = _without_secrets(load_recipe(path))
-        may_change = MAY_CHANGE
-        if not _depends_on_length(before):
-            may_change = MAY_CHANGE | {("run", "num_steps")}
-        for name, section in self._recipe:
-            for key, value in section:
-                old = vars(vars(before)[name])[key]
-                if (name, key) in may_change:
-                    continue
-                is_path = (name, key) in NAME_PATHS
-                if not (_same_path(value, old) if is_path else value == old):
-                    raise ConfigError(
-                        f"{self.folder} holds a run with {name}.{key} = {old!r}, not {value!r}: "
-                        "set it back to resume, name another --out, or start over with --fresh"
-                    )
 
 
 class Run(RunFolder):
@@ -275,14 +255,17 @@ class Run(RunFolder):
                 logger.write(step, values)
 
 
-def check_unused(folder: Path) -> None:
-    """Raise CheckpointError where another run holds the folder, and leave no trace in it.
+def check_folder(folder: Path, recipe: Recipe, *, fresh: bool) -> None:
+    """Raise what a run would raise on taking the folder, and leave no trace in it.
 
-    For who starts something costly before a ``Run`` takes the folder.
+    For who starts something costly before. Raises CheckpointError where another run holds it, or
+    where ``fresh`` would delete what is no run's, ConfigError where it holds another recipe's run.
     """
     if (folder / "lock").exists():
         with RunLock(folder):
             pass
+    if folder.is_dir():
+        _check_content(folder, _without_secrets(recipe), fresh=fresh)
 
 
 def slowest(groups: Sequence[Group], most: int = 10) -> list[dict[str, Any]]:
@@ -337,8 +320,33 @@ def _depends_on_length(recipe: Recipe) -> bool:
     return recipe.optimizer.schedule != "constant" or is_annealed
 
 
-def _empty(folder: Path) -> None:
-    """Remove an earlier run, and only that: a folder that holds anything else is refused."""
+def _check_content(folder: Path, recipe: Recipe, *, fresh: bool) -> None:
+    if fresh:
+        _check_only_run(folder)
+    elif (folder / "recipe.toml").exists() and (folder / "checkpoints" / "last").is_symlink():
+        _check_same(folder, load_recipe(folder / "recipe.toml"), recipe)
+
+
+def _check_same(folder: Path, before: Recipe, recipe: Recipe) -> None:
+    before = _without_secrets(before)
+    may_change = MAY_CHANGE
+    if not _depends_on_length(before):
+        may_change = MAY_CHANGE | {("run", "num_steps")}
+    for name, section in recipe:
+        for key, value in section:
+            old = vars(vars(before)[name])[key]
+            if (name, key) in may_change:
+                continue
+            is_path = (name, key) in NAME_PATHS
+            if not (_same_path(value, old) if is_path else value == old):
+                raise ConfigError(
+                    f"{folder} holds a run with {name}.{key} = {old!r}, not {value!r}: "
+                    "set it back to resume, name another --out, or start over with --fresh"
+                )
+
+
+def _check_only_run(folder: Path) -> None:
+    """Raise CheckpointError where the folder holds anything that is no part of a run."""
     known = {"recipe.toml", "derived.json", "metrics.jsonl", "evaluations.jsonl", "slowest.jsonl"}
     known |= {"records", "dumps", "checkpoints", "lock"} | FOLDERS
     found = {path.name.removeprefix(durable.UNFINISHED) for path in folder.iterdir()}
@@ -347,6 +355,10 @@ def _empty(folder: Path) -> None:
         raise CheckpointError(
             f"{folder} holds {strange[0]!r}, which is no part of a run: name another --out"
         )
+
+
+def _empty(folder: Path) -> None:
+    """Remove an earlier run."""
     # first what makes it a run that can go on: a kill in the middle leaves none, not half of one
     (folder / "checkpoints" / "last").unlink(missing_ok=True)
     for path in folder.iterdir():

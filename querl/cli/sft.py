@@ -41,8 +41,9 @@ def sft(
     folder = folder_to_be(out or Path("runs") / f"{recipe.stem}-sft")
     console = Console(highlight=False)
     from querl.launch.warm import prepare_warm_up, warm_up
-    from querl.run import RunFolder
+    from querl.run import RunFolder, check_folder
 
+    check_folder(folder, settings, fresh=fresh)
     prepared = prepare_warm_up(settings, traces)  # first, so that a mistake leaves no trace
     console.print("  ".join(f"{name} {n:,}" for name, n in prepared.derived.items()))
 

@@ -95,10 +95,11 @@ def train(
 def _train(console: Console, resolved: Recipe, folder: Path, *, fresh: bool) -> None:
     """Prepare, train and report."""
     from querl.launch.engines import starting_engine
-    from querl.run import check_unused
+    from querl.run import check_folder
 
     resolved.check_training()
-    check_unused(folder)  # or an engine would take the memory of the run that is there
+    # or an engine would take the memory of a run that is there, and load for one that is refused
+    check_folder(folder, resolved, fresh=fresh)
     with starting_engine(resolved) as engine:
         _train_with(engine, console, resolved, folder, fresh=fresh)
 

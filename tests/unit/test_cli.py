@@ -186,6 +186,22 @@ def test_what_was_evaluated_can_be_scored_question_by_question(
     assert json.loads(scored.read_text(encoding="utf-8"))["ex"] == summary["accuracy"]
 
 
+@pytest.mark.parametrize("command", ["train", "sft"])
+def test_a_folder_that_is_refused_is_so_before_the_model_is_loaded(
+    querl: Querl, company: Path, tmp_path: Path, command: str
+) -> None:
+    out = tmp_path / "run"
+    (out / "checkpoints").mkdir(parents=True)
+    (out / "checkpoints" / "last").symlink_to("step-000002")
+    shutil.copy(company / "recipe.toml", out)
+    shutil.rmtree(company / "model")
+    words = (command, company / "recipe.toml", "optimizer.lr=0.5", "--out", out)
+    assert_refused(querl(*words), "holds a run with optimizer.lr = 0.01, not 0.5", "--fresh")
+    (out / "thesis.txt").write_text("mine", encoding="utf-8")
+    assert_refused(querl(*words, "--fresh"), "'thesis.txt'", "name another --out")
+    assert (out / "recipe.toml").exists()
+
+
 def test_training_at_temperature_0_is_refused(querl: Querl, company: Path) -> None:
     assert_training_refused(querl, company, "engine.temperature=0", named=("temperature=0",))
 
