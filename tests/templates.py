@@ -13,7 +13,7 @@ from tiny_policy import tiny_tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from querl.rollout.chat import ChatFormat, Template
+from querl.rollout.chat import ChatFormat
 
 _MESSAGES = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -105,7 +105,7 @@ class Family:
 
     def chat(self) -> ChatFormat:
         """The family's format, plain where it has no template."""
-        return ChatFormat(self.tokenizer(), Template.OWN if self.template else Template.PLAIN)
+        return ChatFormat(self.tokenizer())
 
 
 FAMILIES = {

@@ -25,8 +25,8 @@ from querl.env.turn_rewards import TurnRewards, find_turn_reward
 from querl.env.wire import ObservationLimits, Observations, Wire
 from querl.errors import ConfigError, DataError
 from querl.eval.run import Episode, evaluate
-from querl.rollout.chat import ChatFormat, Template
-from querl.rollout.history import HISTORIES, Stepwise
+from querl.rollout.chat import ChatFormat
+from querl.rollout.history import HISTORIES, Stepwise, check_can_forget
 from querl.rollout.sampler import Player, play_announced
 from querl.sql.compare import CompareMode
 from querl.sql.database import Limits
@@ -115,14 +115,10 @@ def make_history(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> History:
     Raises ModelError for a template that cannot be used that way, ConfigError for thoughts that are
     to be dropped where nothing is rendered anew.
     """
-    chat = ChatFormat(tokenizer, Template.OWN if tokenizer.chat_template else Template.PLAIN)
+    chat, kind = ChatFormat(tokenizer), recipe.env.history
     if recipe.env.keep_thoughts:
-        return HISTORIES[recipe.env.history](chat)
-    if recipe.env.history != "stepwise":
-        raise ConfigError(
-            f"env.keep_thoughts=false needs prompts that are rendered anew, which "
-            f"env.history={recipe.env.history} never does: set env.history=stepwise"
-        )
+        return HISTORIES[kind](chat)
+    check_can_forget(kind)
     return Stepwise(chat, keep_thoughts=False)
 
 

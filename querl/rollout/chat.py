@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from datetime import date
-from enum import StrEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -22,13 +21,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from querl.types import Completion, Message
-
-
-class Template(StrEnum):
-    """Which chat template is used."""
-
-    OWN = "own"  # the tokenizer's
-    PLAIN = "plain"  # headings and the end token, for base models
 
 
 PLAIN_REMEDY = "remove chat_template from the model's folder for a plain layout"
@@ -55,23 +47,20 @@ _KEPT_PROMPTS = 256  # groups whose samples may begin side by side
 
 
 class ChatFormat:
-    """A tokenizer with its template. Raises ModelError when it has none that can be used."""
+    """A tokenizer with its template; a base model's without one gets headings and its end token.
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, template: Template = Template.OWN
-    ) -> None:
+    Raises ModelError where it has neither template nor end token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        if template is Template.OWN and not tokenizer.chat_template:
-            raise ModelError(f"{_name(tokenizer)} has no chat template: use Template.PLAIN")
-        if template is Template.PLAIN and tokenizer.eos_token is None:
-            raise ModelError(f"{_name(tokenizer)} has no end token: set eos_token in its config")
         self.control_tokens = _control_tokens(tokenizer)
         # Gemma has thousands of them: a text is looked at where one may begin, not once a token
         self._spellings = frozenset(self.control_tokens)
         self._lengths = {len(token) for token in self.control_tokens}
         first_signs = {token[0] for token in self.control_tokens}
         self._first_signs = re.compile("|".join(map(re.escape, sorted(first_signs))) or "(?!)")
-        self._layout = _layout(tokenizer, template)
+        self._layout = _layout(tokenizer)
         self.takes_system = self._accepts_system()
         self._prompt = lru_cache(_KEPT_PROMPTS)(self._encode_prompt)
 
@@ -185,13 +174,15 @@ def _name(tokenizer: PreTrainedTokenizerBase) -> str:
     return f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__!r}"
 
 
-def _layout(tokenizer: PreTrainedTokenizerBase, template: Template) -> str:
+def _layout(tokenizer: PreTrainedTokenizerBase) -> str:
     """The text of the template. A plain one opens with the token before every text, if any."""
-    if template is Template.PLAIN:
-        starts_with_bos = tokenizer.encode("")[:1] == [tokenizer.bos_token_id]
-        return ("{{ bos_token }}" if starts_with_bos else "") + PLAIN_TEMPLATE
-    own = tokenizer.get_chat_template()
-    return _FIXED_CLOCK + own if "strftime_now" in own else own
+    if tokenizer.chat_template:
+        own = tokenizer.get_chat_template()
+        return _FIXED_CLOCK + own if "strftime_now" in own else own
+    if tokenizer.eos_token is None:
+        raise ModelError(f"{_name(tokenizer)} has no end token: set eos_token in its config")
+    starts_with_bos = tokenizer.encode("")[:1] == [tokenizer.bos_token_id]
+    return ("{{ bos_token }}" if starts_with_bos else "") + PLAIN_TEMPLATE
 
 
 def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:

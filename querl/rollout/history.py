@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from querl.algorithm.sample import append_only_runs
-from querl.errors import ModelError
+from querl.errors import ConfigError, ModelError
 from querl.rollout.chat import PLAIN_REMEDY
 from querl.types import Completion, FinishReason
 
@@ -191,6 +191,15 @@ HISTORIES: dict[str, Callable[[ChatFormat], History]] = {
     "single": Single,
     "stepwise": Stepwise,
 }
+
+
+def check_can_forget(kind: str) -> None:
+    """Raises ConfigError for a history that cannot drop the thoughts of earlier turns."""
+    if kind != "stepwise":
+        raise ConfigError(
+            "env.keep_thoughts=false needs prompts that are rendered anew, which "
+            f"env.history={kind} never does: set env.history=stepwise"
+        )
 
 
 def without_thought(text: str) -> str:

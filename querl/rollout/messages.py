@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from querl.errors import ConfigError
-from querl.rollout.history import without_thought
+from querl.rollout.history import check_can_forget, without_thought
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,9 +108,6 @@ def message_history(kind: str, ids: MessageIds, *, keep_thoughts: bool) -> Messa
             "env.history=single lets one message of the assistant grow, which an endpoint for chat "
             "has no way to ask for: set env.history=conversation"
         )
-    if not keep_thoughts and kind != "stepwise":
-        raise ConfigError(
-            f"env.keep_thoughts=false needs prompts that are rendered anew, which "
-            f"env.history={kind} never does: set env.history=stepwise"
-        )
+    if not keep_thoughts:
+        check_can_forget(kind)
     return MessageHistory(ids, keep_thoughts=keep_thoughts)

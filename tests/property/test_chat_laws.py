@@ -136,10 +136,12 @@ def test_an_empty_thought_by_default_is_taken_out_of_the_prompt() -> None:
     assert ChatFormat(tokenizer).opening() == "<|im_start|>assistant\n"
 
 
-def test_a_tokenizer_without_template_is_told_what_to_do() -> None:
+def test_a_tokenizer_without_template_needs_an_end_token() -> None:
     bare = tiny_tokenizer()
     bare.chat_template = None
-    with pytest.raises(ModelError, match=r"no chat template.*PLAIN"):
+    assert ChatFormat(bare).closing()[0] == bare.eos_token
+    bare.eos_token = None
+    with pytest.raises(ModelError, match=r"no end token: set eos_token"):
         ChatFormat(bare)
 
 

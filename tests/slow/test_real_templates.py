@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from querl.errors import ModelError
-from querl.rollout.chat import ChatFormat, Template
+from querl.rollout.chat import ChatFormat
 from querl.rollout.history import Conversation, History, Single, Stepwise
 
 ROOM = os.environ.get("QUERL_TOKENIZERS")
@@ -30,7 +30,7 @@ pytestmark = [
 @pytest.fixture(scope="module", params=FOLDERS, ids=lambda path: path.name)
 def chat(request: pytest.FixtureRequest) -> ChatFormat:
     tokenizer = AutoTokenizer.from_pretrained(request.param, local_files_only=True)
-    return ChatFormat(tokenizer, Template.OWN if tokenizer.chat_template else Template.PLAIN)
+    return ChatFormat(tokenizer)
 
 
 def histories(chat: ChatFormat) -> list[History]:
