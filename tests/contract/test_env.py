@@ -125,6 +125,8 @@ def test_a_solution_ends_the_episode_and_shows_nothing(play: Play, task: Task) -
         assert step.stop is StopReason.ANSWERED
         assert step.action.sql == "SELECT name FROM employee"
         assert step.observation == ""
+        with pytest.raises(AssertionError, match="over"):
+            await env.step(ASK)
 
     play(script)
 

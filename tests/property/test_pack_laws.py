@@ -95,6 +95,7 @@ def test_a_prompt_is_held_once_where_its_group_fits_one_row(packing):
     prompts = {s.group_id: s.num_prompt_tokens for s in samples}
     branches = sum(len(s.token_ids) - s.num_prompt_tokens for s in samples)
     assert row.num_tokens == sum(prompts.values()) + branches
+    assert (row.sequence_T == -1).sum() == (sum(prompts.values()) if group_size > 1 else 0)
     assert row.num_unshared_tokens == sum(len(s.token_ids) for s in samples)
 
 

@@ -26,6 +26,16 @@ def test_the_page_tells_of_every_loss_its_failure_and_its_settings() -> None:
         assert told == {field.name for field in fields(loss)}
 
 
+def test_the_page_tells_of_every_setting_what_it_is_by_default() -> None:
+    for name, loss in LOSSES.items():
+        formula = next(line for line in PAGE.splitlines() if line.startswith(f"| `{name}` |"))
+        told: dict[str, float | None] = {}
+        for names, value in re.findall(r"(`\w+`(?:, `\w+`)*) (none|\d[\de.-]*)", formula):
+            number = None if value == "none" else float(value)
+            told |= dict.fromkeys(re.findall(r"\w+", names), number)
+        assert told == {field.name: field.default for field in fields(loss)}
+
+
 @pytest.mark.parametrize("path", ONES, ids=lambda path: path.stem)
 def test_an_ablation_changes_its_section_alone_and_names_what_there_is(path: Path) -> None:
     base = load_recipe(ABLATIONS / "inner.toml")

@@ -235,6 +235,16 @@ def test_right_episodes_of_different_lengths_have_signal_where_delay_is_discount
     assert not has_signal(group, make_credit("grpo"))
 
 
+def test_a_right_answer_counts_half_where_it_comes_a_turn_later():
+    group = group_of([1.0, 1.0, 0.0], [[ran("a"), ran("b")], [ran("c")], [ran("d")]])
+    credit = make_credit("turn_state", gamma=0.5, weight=1.0, scale="group")([group])[0]
+    # the first turns' returns are 1/2, 1 and 0: mean 1/2, deviation sqrt(1/6)
+    track = [0.0, 0.5 / math.sqrt(1 / 6), -0.5 / math.sqrt(1 / 6)]
+    outcome = grpo([1.0, 1.0, 0.0])
+    expected = [one + other for one, other in zip(outcome, track, strict=True)]
+    assert [turns[0] for turns in credit] == pytest.approx(expected)
+
+
 def test_putting_off_a_penalty_does_not_pay():
     idle, prompt = [ran("a"), ran("a"), ran("a")], [ran("b")]
     group = group_of([-1.0, -1.0], [idle, prompt])

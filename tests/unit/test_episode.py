@@ -232,6 +232,15 @@ def test_our_own_bugs_and_a_broken_engine_stop_the_run(task: Task, history: Hist
         asyncio.run(go())
 
 
+def test_a_timeout_of_our_own_is_no_missed_deadline(task: Task) -> None:
+    class Hasty:
+        def start(self, messages):
+            raise TimeoutError("ours")
+
+    with pytest.raises(TimeoutError, match="ours"):
+        play(task, Hasty(), ASK)
+
+
 def rollouts(task: Task, history: History, *, workers: int) -> list[Trajectory]:
     """A group of eight, sampled by a random model that often ends a turn early."""
     engine = HfEngine(

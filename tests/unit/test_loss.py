@@ -77,6 +77,20 @@ def test_a_loss_is_made_by_name_with_its_settings():
 
 
 @pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("clip", {"low": 0, "high": 0, "dual": 1.01}),
+        ("cispo", {"cap": 0.1}),
+        ("sapo", {"up": 0.1, "down": 0.1}),
+        ("clip_cov", {"share": 1}),
+        ("kl_cov", {"penalty": 0}),
+    ],
+)
+def test_a_setting_may_be_as_strange_as_its_bounds_allow(name, settings):
+    assert {key: getattr(make_loss(name, **settings), key) for key in settings} == settings
+
+
+@pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
         ("clop", {}, "unknown loss 'clop': use clip"),
@@ -88,6 +102,9 @@ def test_a_loss_is_made_by_name_with_its_settings():
         ("gspo", {"low": -1}, r"low = -1 .* greater than or equal to 0"),
         ("cispo", {"cap": 0}, r"cap = 0 .* greater than 0"),
         ("sapo", {"up": 0}, r"algorithm\.loss\.up = 0 is no float"),
+        ("clip_cov", {"share": 0}, r"share = 0 .* greater than 0"),
+        ("kl_cov", {"share": 1.1}, r"share = 1\.1 .* less than or equal to 1"),
+        ("kl_cov", {"penalty": -1}, r"penalty = -1 .* greater than or equal to 0"),
         (f"{__name__}:SquareLoss", {"scale": {}}, r"algorithm\.loss\.scale = {} is no float"),
     ],
 )

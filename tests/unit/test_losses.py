@@ -18,7 +18,7 @@ from querl.algorithm.loss.objective import Objective
 from querl.algorithm.loss.reduction import Reduction
 from querl.algorithm.pack import Segment, make_row
 
-LENGTHS = (3, 5, 2)
+LENGTHS = (3, 6, 1)
 KS = ("k1", "k2", "k3")
 
 
@@ -94,6 +94,16 @@ def test_policy_gradient_knows_no_ratio():
     torch.testing.assert_close(slopes_T, -row.advantages_T / 4)
 
 
+def test_a_covariance_is_the_product_of_two_distances_from_a_mean():
+    row, _ = row_of((5,), mask=[True, True, False, True, True])
+    row = replace(
+        row,
+        old_logprobs_T=torch.tensor([-1.0, -2.0, 50.0, -3.0, -6.0]),  # mean -3, where trained
+        advantages_T=torch.tensor([3.0, 1.0, 90.0, 1.0, -1.0]),  # mean 1
+    )
+    assert covariances([row]).tolist() == [2 * 2, 0, 0, -3 * -2]
+
+
 def test_kl_cov_holds_the_tokens_of_greatest_covariance_to_the_old_policy():
     row, new_T = row_of()
     loss = make_loss("kl_cov", share=0.2, penalty=0.5)
@@ -149,6 +159,7 @@ def test_at_the_first_inner_step_every_loss_has_the_same_gradient(name):
 def test_untrained_tokens_have_no_gradient_whatever_they_hold(name):
     mask = [True, False, True, True, True, False, True, True, True, True]
     row, new_T = row_of(mask=mask)
+    row = Reduction(name="sequence_mean").weigh(row)
     strange_T = torch.full_like(row.old_logprobs_T, -1e9).where(
         ~row.loss_mask_T, row.old_logprobs_T
     )

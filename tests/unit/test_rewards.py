@@ -221,7 +221,10 @@ def test_an_unfinished_episode_has_no_answer() -> None:
 
 def test_rewards_add_up_by_weight() -> None:
     both = weighted([(binary, Weight(value=2.0)), (skyrl, Weight(value=0.5))], num_steps=10)
-    assert both(7)(answered("x"), Judgement(verdict=Verdict.MATCH), TASK) == 2.5
+    right = Judgement(verdict=Verdict.MATCH)
+    assert both(7)(answered("x"), right, TASK) == 2.5
+    late = replace(answered("x"), turns=answered("x").turns * 3)
+    assert both(7)(late, right, TASK) == 2.5, "nothing is discounted unless asked for"
 
 
 def test_a_weight_may_fall_to_nothing() -> None:
