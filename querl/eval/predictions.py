@@ -22,8 +22,8 @@ def read_predictions(path: Path, tasks: Sequence[Task]) -> list[str]:
 
     A text file has a line a task, ``SQL`` or ``SQL\tdb_id``; an empty line is no answer. A file
     whose first character is ``{`` has an object a task, with ``sql`` and optionally ``index`` (from
-    0), or an empty line for no answer; or it is BIRD's: one object, from ``"0"``, ``"1"``, ... to
-    ``SQL\t----- bird -----\tdb_id``.
+    0) and ``task`` (its id), or an empty line for no answer; or it is BIRD's: one object, from
+    ``"0"``, ``"1"``, ... to ``SQL\t----- bird -----\tdb_id``.
     Raises DataError for another number of predictions or another task's database.
     """
     try:
@@ -40,7 +40,7 @@ def read_predictions(path: Path, tasks: Sequence[Task]) -> list[str]:
         answers = _bird_answers(text)
         if answers is not None:
             return _read_bird(path, answers, tasks)
-        return _read_jsonl(path, text, len(tasks))
+        return _read_jsonl(path, text, tasks)
     return _read_lines(path, text, tasks)
 
 
@@ -73,8 +73,9 @@ def _read_lines(path: Path, text: str, tasks: Sequence[Task]) -> list[str]:
     return predictions
 
 
-def _read_jsonl(path: Path, text: str, num_tasks: int) -> list[str]:
+def _read_jsonl(path: Path, text: str, tasks: Sequence[Task]) -> list[str]:
     predictions: dict[int, str] = {}
+    num_tasks = len(tasks)
     numbered = list(enumerate(text.split("\n"), start=1))
     answers = [(number, line) for number, line in numbered if line.strip()]
     if len(answers) != num_tasks:  # else an empty line is nobody's
@@ -94,6 +95,11 @@ def _read_jsonl(path: Path, text: str, num_tasks: int) -> list[str]:
             raise DataError(
                 f"{where}: index {index!r} is used twice or is none of 0 to {num_tasks - 1}: "
                 "give each question one line"
+            )
+        if row.get("task", tasks[index].id) != tasks[index].id:
+            raise DataError(
+                f"{where} answers task {row['task']!r}, question {index} is {tasks[index].id!r}: "
+                "name the data and split that were answered, all of it and in its order"
             )
         predictions[index] = (row["sql"] or "").strip()
     return [predictions.get(index, "") for index in range(num_tasks)]

@@ -85,8 +85,9 @@ def split_own(tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]:
             "and validate on the other; see querl data synth"
         )
     together = {part[0].id: part for part in parts.values()}
-    order = fair_sample([part[0] for part in parts.values()], len(parts), VALIDATION_SEED)
-    held_out = [together[first.id] for first in order[::OWN_VALIDATION_EVERY]]
+    order = TaskOrder([part[0] for part in parts.values()], VALIDATION_SEED)
+    drawn = range(0, len(parts), OWN_VALIDATION_EVERY)
+    held_out = [together[order[place].id] for place in drawn]
     validation = {task.id for part in held_out for task in part}
     return (
         [task for task in tasks if task.id not in validation],
@@ -154,8 +155,8 @@ def held_out_share(recipe: Recipe) -> float:
 
 
 def fair_sample(tasks: Sequence[Task], most: int | None, seed: int) -> list[Task]:
-    """At most so many tasks, in a seeded order, so that they are a fair sample."""
-    if most is None or most > len(tasks):
+    """All in their order, or a sample of ``most`` in a seeded one."""
+    if most is None or most >= len(tasks):
         return list(tasks)
     order = TaskOrder(tasks, seed)
     return [order[index] for index in range(most)]

@@ -60,6 +60,14 @@ def test_each_fault_is_one_line(tmp_path: Path, text: str, message: str) -> None
     assert "\n" not in str(caught.value)
 
 
+def test_an_answer_to_another_task_is_refused_where_it_says_which(tmp_path: Path) -> None:
+    lines = [f'{{"index": {n}, "task": "{n}", "sql": "SELECT {n}"}}' for n in range(3)]
+    assert read(tmp_path, "\n".join(lines)) == ["SELECT 0", "SELECT 1", "SELECT 2"]
+    shuffled = lines[1].replace('"index": 1', '"index": 0')
+    with pytest.raises(DataError, match="line 1 answers task '1', question 0 is '0'"):
+        read(tmp_path, "\n".join([shuffled, *lines[1:]]))
+
+
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         read_predictions(tmp_path / "no.sql", TASKS)

@@ -7,7 +7,8 @@ from company import make_database
 
 from querl.config import load_recipe
 from querl.errors import DataError
-from querl.launch.tasks import choose_tasks
+from querl.launch.tasks import choose_tasks, fair_sample
+from querl.types import Task
 
 
 def own_questions(folder: Path, count: int) -> tuple[str, str]:
@@ -46,3 +47,11 @@ def test_the_demo_validates_on_databases_that_training_never_sees() -> None:
 def test_a_share_of_databases_can_be_held_out() -> None:
     training, validation = choose_tasks(load_recipe(None, ("data.validation=databases:0.3",)))
     assert not {task.db_id for task in training} & {task.db_id for task in validation}
+
+
+def test_as_many_as_there_are_come_in_their_own_order() -> None:
+    tasks = [Task(id=str(n), question="q", database="d") for n in range(9)]
+    assert fair_sample(tasks, 9, seed=0) == fair_sample(tasks, None, seed=0) == tasks
+    some = fair_sample(tasks, 8, seed=0)
+    assert len({task.id for task in some}) == 8
+    assert some != sorted(some, key=lambda task: task.id)
