@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import torch
 
@@ -26,8 +27,9 @@ from querl.env.wire import ObservationLimits, Observations, Wire
 from querl.errors import ConfigError, DataError
 from querl.eval.run import Episode, evaluate
 from querl.rollout.chat import ChatFormat
+from querl.rollout.engine import RequestKey
 from querl.rollout.history import HISTORIES, Stepwise, check_can_forget
-from querl.rollout.sampler import Player, play_announced
+from querl.rollout.sampler import Player
 from querl.sql.compare import CompareMode
 from querl.sql.database import Limits
 from querl.sql.databases import DatabasesByKind
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from querl.trainer.reference import Reference
     from querl.types import Task
 
+EVALUATION_GROUP = -1  # group ids count from 0, so that no key of a run is met twice
 TINY = "tiny"
 TINY_FOLDER = Path(__file__).parents[1] / "data" / "demo" / "tiny"
 
@@ -343,7 +346,12 @@ async def validate(
     """Play every task ``num_samples`` times as the player samples; ordered by task, then sample."""
 
     async def episode(task: Task, sample: int) -> Any:
-        return await play_announced(player, task, seed=seed, step=step, sample=sample)
+        # by the task's id, so that its random numbers do not depend on the others of a set
+        group = EVALUATION_GROUP - crc32(task.id.encode())
+        try:
+            return await player.play(task, RequestKey(seed, step, group, sample, 0))
+        finally:
+            player.engine.leave(1)
 
     return await evaluate(
         tasks,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
-from zlib import crc32
 
 from querl.env.rewards import judge_trajectory
 from querl.rollout.engine import RequestKey
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from querl.rollout.history import History
     from querl.sql.inner import TurnJudge
     from querl.types import Judgement, Task, Trajectory
-
-EVALUATION_GROUP = -1  # group ids count from 0, so that no key of a run is met twice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,15 +122,3 @@ def with_turn_rewards(group: Group, turn_rewards: TurnRewards) -> Group:
         },
         turn_weight=turn_rewards.weight_left(group.step),
     )
-
-
-async def play_announced(
-    player: Player, task: Task, *, seed: int, step: int, sample: int
-) -> tuple[Trajectory, Judgement]:
-    """One episode of an evaluation; its caller has announced it by ``engine.enter``."""
-    try:
-        # by the task's id, so that its random numbers do not depend on the others of a set
-        group = EVALUATION_GROUP - crc32(task.id.encode())
-        return await player.play(task, RequestKey(seed, step, group, sample, 0))
-    finally:
-        player.engine.leave(1)
