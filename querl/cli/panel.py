@@ -24,14 +24,18 @@ def spark(values: list[float], width: int = 40) -> str:
     return "".join(BARS[round(max(0.0, min(1.0, v)) * (len(BARS) - 1))] for v in values[-width:])
 
 
+def tokens_per_s(values: dict[str, float]) -> float:
+    """What a step's episodes were generated at."""
+    generated = values.get("rollout/generated_tokens", 0.0)
+    return generated / max(values.get("time/rollout_s", 0.0), 1e-9)
+
+
 def plain_line(step: int, num_steps: int, values: dict[str, float], seconds_left: float) -> str:
     """One step in one line, for logs and pipes."""
-    generated = values.get("rollout/generated_tokens", 0.0)
-    rollout_s = max(values.get("time/rollout_s", 0.0), 1e-9)
     return (
         f"step {step}/{num_steps}  reward {values.get('rollout/reward', 0.0):+.3f}"
         f"  right {values.get('rollout/right', 0.0):.3f}"
-        f"  {generated / rollout_s:,.0f} tok/s"
+        f"  {tokens_per_s(values):,.0f} tok/s"
         f"  {values.get('time/step_s', 0.0):.1f} s"
         f"  {seconds_left:,.0f} s left"
     )
@@ -47,7 +51,7 @@ class Progresses:
         self._validating: PlainLines | None = None
         self._validated = ""
         self._rewards: list[float] = []
-        self._accuracies: list[tuple[int, float]] = []
+        self._accuracies: list[float] = []
         self._values: dict[str, float] = {}
         self._bar = Progress(
             TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
@@ -91,7 +95,7 @@ class Progresses:
 
     def evaluated(self, step: int, summary: dict[str, Any]) -> None:
         """A validation: its accuracy and interval."""
-        self._accuracies.append((step, summary["accuracy"]))
+        self._accuracies.append(summary["accuracy"])
         self._validating, self._validated = None, ""
         low, high = summary["accuracy_interval"]
         line = f"validation after {step} steps: {summary['accuracy']:.1%} [{low:.1%}, {high:.1%}]"
@@ -115,15 +119,11 @@ class Progresses:
 
     def _render(self) -> Panel:
         values = self._values
-        rollout_s = max(values.get("time/rollout_s", 0.0), 1e-9)
         table = Table.grid(padding=(0, 2))
         table.add_row("reward", f"{values.get('rollout/reward', 0.0):+.3f}", spark(self._rewards))
-        accuracies = [accuracy for _, accuracy in self._accuracies]
-        newest = f"{accuracies[-1]:.1%}" if accuracies else ""
-        table.add_row("validation", self._validated or newest, spark(accuracies))
-        table.add_row(
-            "tokens/s", f"{values.get('rollout/generated_tokens', 0.0) / rollout_s:,.0f}", ""
-        )
+        newest = f"{self._accuracies[-1]:.1%}" if self._accuracies else ""
+        table.add_row("validation", self._validated or newest, spark(self._accuracies))
+        table.add_row("tokens/s", f"{tokens_per_s(values):,.0f}", "")
         spent = {phase: values.get(f"time/{phase}_s", 0.0) for phase in PHASES}
         total = max(values.get("time/step_s", 0.0), 1e-9)
         shares = "  ".join(f"{p} {s / total:.0%}" for p, s in spent.items() if s / total > 0.005)
