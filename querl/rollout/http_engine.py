@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from querl.errors import EngineError
+from querl.rollout.calls import Calls
 from querl.rollout.chores import Chores
 from querl.rollout.engine import Sampling
 from querl.rollout.http import Http, Overdue, Refused, ServerGone, is_fault
@@ -24,7 +25,6 @@ from querl.types import Completion, FinishReason
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from typing import Any
 
     from transformers import PreTrainedTokenizerBase
 
@@ -33,9 +33,7 @@ if TYPE_CHECKING:
     from querl.rollout.server import Server
 
 CUT_UNSEEN = 499  # of a request that a pause met before anything was sampled for it (SGLang)
-CUT_S = 10.0  # without an answer to any of those that a pause has cut; vLLM's come by the 128
 MOST_BROKEN = 3  # lines to a server that lives, for one request
-ANSWER_S = 3600.0  # for one request to be answered, while others are
 AGAIN_S = 600.0  # a server that fails twice within these seconds will fail again
 
 
@@ -75,12 +73,10 @@ class HttpEngine:
         self._num_restarts = 0
         self._restarted_at = -AGAIN_S
         self._seats = asyncio.Semaphore(max_batch)
-        self._open: set[asyncio.Task[dict[str, Any]]] = set()
-        self._heard_at = 0.0  # of the newest answer, or of the first request after a silence
+        self._calls = Calls(heartbeat_s, self._find_out)
         self._may_ask = asyncio.Event()
         self._change = asyncio.Lock()  # of what the server holds: one at a time
         self._chores = Chores(self._break_off)
-        self._watch: asyncio.Task[None] | None = None
 
     @property
     def version(self) -> int:
@@ -172,9 +168,7 @@ class HttpEngine:
     async def close(self) -> None:
         """End the server; all that wait get an EngineError."""
         self._free_all(f"the {self._dialect.name} engine is closed")
-        if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.wait([self._watch])
+        await self._calls.close()
         await self._chores.cancel()
         await self._disconnect()
         await self._server.close()
@@ -200,23 +194,9 @@ class HttpEngine:
     ) -> Piece | None:
         """What the server answers; None where the engine itself hung up."""
         route, body = self._dialect.request(prompt_ids, sampling, seed=seed)
-        if not self._open:
-            self._heard_at = time.monotonic()
-        call = asyncio.create_task(http.post(route, body, timeout_s=ANSWER_S))
-        self._open.add(call)
-        if self._watch is None or self._watch.done():
-            self._watch = asyncio.create_task(self._watch_over())
+        answer = await self._calls.post(http, route, body)
         try:
-            await asyncio.wait([call])
-        finally:
-            self._open.discard(call)
-            call.cancel()  # of no effect once it is answered
-        if call.cancelled():
-            return None
-        answer = call.result()
-        self._heard_at = time.monotonic()
-        try:
-            return self._dialect.piece(answer)
+            return None if answer is None else self._dialect.piece(answer)
         except (KeyError, TypeError, ValueError) as error:
             raise EngineError(
                 f"{http.url}{route} answers otherwise than {self._dialect.name} does ({error!r}): "
@@ -224,23 +204,19 @@ class HttpEngine:
                 "does not know"
             ) from error
 
-    async def _watch_over(self) -> None:
-        """While requests are open, find out whether a silent server lives."""
-        while self._open:
-            quiet_s = time.monotonic() - self._heard_at
-            if quiet_s < self._heartbeat_s:
-                await asyncio.sleep(self._heartbeat_s - quiet_s)
-                continue
-            http, heard_at = self._http, self._heard_at
-            if http is None or not self._may_ask.is_set():
-                return  # it is being started or changed; who asks then starts a watch
-            try:
-                await self._check_alive(http, timeout_s=self._heartbeat_s)
-            except (ServerGone, Overdue) as error:
-                if self._heard_at == heard_at and self._may_ask.is_set():
-                    await self._chores.see_to(self._mend(http, error))
-                    continue
-            self._heard_at = time.monotonic()
+    async def _find_out(self) -> bool:
+        """Whether a silent server lives, or is mended; False where it is no time to ask."""
+        http, heard_at = self._http, self._calls.heard_at
+        if http is None or not self._may_ask.is_set():
+            return False  # it is being started or changed; who asks then starts a watch
+        try:
+            await self._check_alive(http, timeout_s=self._heartbeat_s)
+        except (ServerGone, Overdue) as error:
+            if self._calls.heard_at == heard_at and self._may_ask.is_set():
+                await self._chores.see_to(self._mend(http, error))
+                return True
+        self._calls.hear()
+        return True
 
     async def _check_alive(self, http: Http, *, timeout_s: float) -> None:
         """Raises ServerGone or Overdue. Whatever is answered, who answers lives."""
@@ -283,22 +259,10 @@ class HttpEngine:
         # a frozen one is found out as soon as in mid-rollout: to answer all may take it minutes
         await self._check_alive(http, timeout_s=2 * self._heartbeat_s)
         await self._dialect.pause(http)
-        late = set(self._open)
-        while late:
-            done, late = await asyncio.wait(
-                late, timeout=CUT_S, return_when=asyncio.FIRST_COMPLETED
-            )
-            if not done:
-                # what came after the pause waits inside the server for the new weights, and would
-                # be noted as sampled from the old ones
-                self._hang_up()
-
-    def _hang_up(self) -> None:
-        for call in self._open:
-            call.cancel()
+        await self._calls.settle()
 
     def _go_on(self) -> None:
-        self._heard_at = time.monotonic()
+        self._calls.hear()
         if not self._is_asleep:
             self._may_ask.set()
 
@@ -341,7 +305,7 @@ class HttpEngine:
     async def _restart(self, reason: EngineError) -> None:
         """End the server and start it anew, once."""
         self._may_ask.clear()
-        self._hang_up()
+        self._calls.hang_up()
         last_words = self._server.last_words()
         self._server.note(f"to be started anew, since {reason}")
         await self._disconnect()
@@ -387,7 +351,7 @@ class HttpEngine:
     def _free_all(self, why: str) -> None:
         """From now on, all that wait or ask are told why nothing is answered."""
         self._end = self._end or why
-        self._hang_up()
+        self._calls.hang_up()
         self._may_ask.set()
 
     def _break_off(self, error: BaseException) -> None:
