@@ -82,19 +82,24 @@ def evaluate(
         console.print(note, markup=False, soft_wrap=True)
     start = time.monotonic()
     episodes = asyncio.run(_play(settings, _tasks(settings, questions), samples, console))
-    from querl.eval.run import detail_lines, summarise
+    from querl.eval.run import summarise
 
     summary = summarise(episodes)
     seconds = time.monotonic() - start
     _print(console, settings, summary, seconds)
     if json is not None:
         report.write_json(json, summary | _of_what(settings, seconds))
+    _write(episodes, details, folder)
+
+
+def _write(episodes: list[Episode], details: Path | None, folder: Path | None) -> None:
+    """The episodes, a line each for other tools and as training keeps them."""
+    from querl import records
+    from querl.eval.run import detail_lines, to_groups
+
     if details is not None:
         report.write_jsonl(details, detail_lines(episodes))
     if folder is not None:
-        from querl import records
-        from querl.eval.run import to_groups
-
         records.write_step(folder, 0, to_groups(episodes))
 
 
