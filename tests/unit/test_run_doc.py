@@ -1,4 +1,4 @@
-"""docs/run.md names every number that a run writes, and no other."""
+"""docs/run.md names every number that a run writes, and all that a resumed run may change."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from querl.algorithm.sample import LeftOut
+from querl.run import MAY_CHANGE
 
 ROOT = Path(__file__).parents[2]
 ROOMS = "rollout|groups|policy|sampler|probe|engine|optimizer|tokens|speed|time|sft"
@@ -29,3 +30,10 @@ def told() -> set[str]:
 
 def test_the_page_names_every_number_and_no_other() -> None:
     assert told() == written()
+
+
+def test_the_page_names_what_a_resumed_run_may_change() -> None:
+    page = (ROOT / "docs" / "run.md").read_text(encoding="utf-8")
+    passage = page.partition("The same command resumes")[2].partition("\n\n")[0]
+    named = {name.rpartition(".")[2] for name in re.findall(r"`([a-z_.]+)`", passage)}
+    assert named == {key for _, key in MAY_CHANGE} | {"num_steps"}
