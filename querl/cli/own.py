@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import querl.data
+from querl.cli.paths import names_model
 from querl.cli.progress import progress
 from querl.errors import ConfigError
 from querl.sql.databases import DatabaseKind, database_kind
@@ -81,7 +82,7 @@ def choose(words: Sequence[str], named: Named) -> Chosen:
         )
     if named.questions is None:
         raise no_questions(named.db)
-    recipe = TINY_RECIPE if named.model is None else MODEL_RECIPE
+    recipe = MODEL_RECIPE if names_model(settings) else TINY_RECIPE
     name = Path(named.db.partition("?")[0]).stem.strip(".") or "own"  # `--db .` has no name
     return Chosen(recipe=recipe, overrides=settings, name=name)
 

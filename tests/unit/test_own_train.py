@@ -56,6 +56,13 @@ def test_without_a_model_the_tiny_one_is_warmed_up() -> None:
     assert (chosen.recipe, chosen.name, chosen.warms_up) == (TINY_RECIPE, "shop", True)
 
 
+def test_a_model_that_an_override_names_is_trained_as_one_that_the_option_names() -> None:
+    named = Named(db="shop.sqlite", questions="q.csv", model=None)
+    chosen = choose(["run.seed=3", "model.path=models/qwen"], named)
+    assert (chosen.recipe, chosen.warms_up) == (MODEL_RECIPE, False)
+    assert load_recipe(chosen.recipe, chosen.overrides).model.path == "models/qwen"
+
+
 @pytest.mark.parametrize("db", [".", "..", "./"])
 def test_a_folder_without_a_name_gives_its_run_one(db: str) -> None:
     assert choose([], Named(db=db, questions="q.csv", model=None)).name == "own"
@@ -186,6 +193,31 @@ def test_a_schema_of_a_thousand_tables_is_ranked_and_cut_to_its_budget(tmp_path:
     assert "parcel(id int pk, weight real)" in text
     assert len(text) // 4 <= 300
     assert seconds < 1.0
+
+
+def test_a_table_that_reads_the_same_is_counted_once_for_all_questions(tmp_path: Path) -> None:
+    database = make_database(tmp_path / "company.sqlite")
+    counted: list[str] = []
+
+    def count(text: str) -> int:
+        counted.append(text)
+        return len(text)
+
+    async def describe(*questions: str) -> None:
+        async with SqlitePool(1) as pool:
+            schemas = DescribedSchemas(
+                pool,
+                style=SchemaStyle.COMPACT,
+                values=ShownValues.MATCHED,
+                max_tokens=1000,
+                count_tokens=count,
+            )
+            for question in questions:
+                task = Task(id=question, question=question, database=str(database))
+                await schemas.describe(task)
+
+    asyncio.run(describe("Who is it?", "Where is it?", "Where is Bob?"))
+    assert len(counted) == len(set(counted)) == 3  # two tables, and the one that shows Bob
 
 
 def test_a_model_answers_all_questions_of_another_file(querl: Querl, tmp_path: Path) -> None:
