@@ -139,6 +139,14 @@ def test_each_limit_has_its_own_end(task: Task, history: History) -> None:
     assert len(full.turns) == 1
 
 
+def test_a_prompt_of_just_its_limit_is_still_read(task: Task, history: History) -> None:
+    first, second = (len(turn.prompt_ids) for turn in play(task, history, ASK, ANSWER).turns)
+    exact = replace(LIMITS, max_prompt=first, max_input=second)
+    assert play(task, history, ASK, ANSWER, limits=exact).stop is StopReason.ANSWERED
+    for less in (replace(exact, max_prompt=first - 1), replace(exact, max_input=second - 1)):
+        assert play(task, history, ASK, ANSWER, limits=less).stop is StopReason.CONTEXT_FULL
+
+
 def test_an_action_that_ends_at_the_very_limit_still_acts(task: Task, history: History) -> None:
     whole = play(task, history, ASK, ANSWER)
     exact = replace(LIMITS, max_turn_tokens=len(whole.turns[1].completion.token_ids))

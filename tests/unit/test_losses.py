@@ -102,6 +102,8 @@ def test_a_covariance_is_the_product_of_two_distances_from_a_mean():
         advantages_T=torch.tensor([3.0, 1.0, 90.0, 1.0, -1.0]),  # mean 1
     )
     assert covariances([row]).tolist() == [2 * 2, 0, 0, -3 * -2]
+    (marked,) = make_loss("clip_cov", share=1, least=4, most=6).mark([row])
+    assert marked.marked_T.tolist() == [True, False, False, False, True], "both bounds are within"
 
 
 def test_kl_cov_holds_the_tokens_of_greatest_covariance_to_the_old_policy():

@@ -147,6 +147,12 @@ def test_the_dense_part_is_between_a_tenth_and_three(
     assert REWARDS["suite_dense"](shown, wrong, TASK) == pytest.approx(expected)
 
 
+def test_the_dense_part_pays_nothing_where_a_result_was_not_kept() -> None:
+    for kept in ({"predicted": FOUR}, {"gold": FOUR}, {}):
+        wrong = Judgement(verdict=Verdict.MISMATCH, **kept)
+        assert REWARDS["suite_dense"](answered("SELECT name FROM city"), wrong, TASK) == 0.0
+
+
 @pytest.mark.parametrize("sql", ["SELECT 4", "VALUES (4)", "SELECT 4 FROM city LIMIT 1"])
 def test_the_dense_part_pays_nothing_for_a_constant(sql: str) -> None:
     refuted = Judgement(verdict=Verdict.MATCH, suite=(Verdict.MISMATCH,), predicted=FOUR, gold=FOUR)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+import re
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from querl.sql.worker import SqlitePool
 from querl.train import describe_turn_rewards
 from querl.types import Action, ActionKind, Group, Outcome, QueryResult
 
+PAGE = (Path(__file__).parents[2] / "docs" / "credit.md").read_text(encoding="utf-8")
 PAID = "reward.turn_parts={runs={weight=0.5, until=0.5}, progress=1}"
 
 
@@ -92,9 +94,16 @@ def test_inner_queries_are_run_a_turn_only_where_they_are_paid() -> None:
 
 
 def test_the_page_on_credit_tells_of_every_estimator_and_part() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "credit.md").read_text(encoding="utf-8")
-    rows = {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")}
+    rows = {line.split("`")[1] for line in PAGE.splitlines() if line.startswith("| `")}
     assert rows == {*CREDITS, *TURN_REWARDS}
+
+
+def test_the_page_on_credit_tells_of_every_setting_what_it_is_by_default() -> None:
+    for name, credit in CREDITS.items():
+        row = next(line for line in PAGE.splitlines() if line.startswith(f"| `{name}` |"))
+        told = dict(re.findall(r"`(\w+)` (group|step|\d[\d.]*)", row))
+        settings = fields(credit) if is_dataclass(credit) else ()
+        assert told == {field.name: f"{field.default}".removesuffix(".0") for field in settings}
 
 
 def test_the_three_recipes_of_the_comparison_differ_in_credit_alone() -> None:

@@ -48,6 +48,7 @@ STEPPED = "SELECT name FROM fruit WHERE price < (SELECT avg(price) FROM fruit)"
 PRICES = "SELECT price FROM fruit"
 COLOURS = "SELECT DISTINCT colour FROM fruit"
 HALF = "SELECT name FROM fruit WHERE price > 5"  # one of two cells: 2 * 1 / 3
+DEAR = "SELECT name FROM fruit WHERE price > 100"  # none: no cell to be alike
 THOUGHT = "<think>so</think>"
 
 
@@ -125,6 +126,7 @@ HONEST = [
         progress=(0, 1),
         information=(1, 0),
     ),
+    Trick("nothing is right", DEAR, (answers(DEAR),), runs=(1,), progress=(1,)),
     Trick("half, then all", GOLD, (asks(HALF), answers(GOLD)), (1, 1), (2 / 3, 1 / 3)),
     Trick(
         "an error, then the answer", GOLD, (asks("SELEC"), answers(GOLD)), (0, 1), (0, 1), (0, 1)
@@ -243,6 +245,15 @@ def test_an_answer_right_by_another_way_has_the_steps_that_are_left(database: Pa
     assert earned(database, STEPPED, answers("SELECT name FROM fruit WHERE price < 4"))["cte"] == (
         1.0,
     )
+
+
+def test_without_a_judge_of_turns_no_turn_reproduces_a_step() -> None:
+    nothing = Completion(token_ids=(), logprobs=(), versions=(), finish_reason=FinishReason.STOP)
+    ask = Turn(prompt_ids=(), completion=nothing, text="", action=parse_action(asks(HALF)))
+    trajectory = Trajectory(task_id="t", turns=(ask, ask), stop=StopReason.OUT_OF_TURNS)
+    task = Task(id="t", question="q", database="x", gold_sql=GOLD)
+    wrong = Judgement(verdict=Verdict.NO_ANSWER)
+    assert TURN_REWARDS["cte"](trajectory, wrong, task) == (0.0, 0.0)
 
 
 def test_hidden_is_what_neither_question_nor_evidence_spells() -> None:
