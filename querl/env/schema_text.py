@@ -37,6 +37,7 @@ class ShownValues(StrEnum):
 
 
 _KEPT_TEXTS = 256  # groups whose samples may begin side by side
+_KEPT_COUNTS = 4096  # tables: the 166 databases of Spider have 874
 
 T = TypeVar("T")
 
@@ -86,7 +87,8 @@ class DescribedSchemas:
         self._style = style
         self._values = values
         self._max_tokens = max_tokens
-        self._count_tokens = count_tokens
+        # most tables read the same in every question of their database
+        self._count_tokens = lru_cache(_KEPT_COUNTS)(count_tokens)
         self._known = OncePerDatabase(self._read)
         self._text = lru_cache(_KEPT_TEXTS)(self._describe)
 
