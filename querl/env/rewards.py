@@ -57,12 +57,12 @@ def settled(judgement: Judgement) -> Verdict:
 
 
 def binary(trajectory: Trajectory, judgement: Judgement, task: Task) -> float:  # noqa: ARG001
-    """1 right, 0 otherwise (seed 001)."""
+    """1 right, 0 otherwise."""
     return float(judgement.is_right)
 
 
 def skyrl(trajectory: Trajectory, judgement: Judgement, task: Task) -> float:  # noqa: ARG001
-    """-1 bad format or no answer, 0 wrong, +1 right (seed 000, SkyRL).
+    """-1 bad format or no answer, 0 wrong, +1 right (SkyRL-SQL).
 
     Running out of turns or of context is no answer, so it never pays more than bad format.
     """
@@ -103,9 +103,9 @@ def _sqlr1_length(trajectory: Trajectory) -> float:
 def composite(trajectory: Trajectory, judgement: Judgement, task: Task) -> float:
     """Right +1.0; runs but wrong +0.1; does not run -0.5; tagged +0.2; overlap up to +0.3.
 
-    Seed 003's own table, which it calls SQL-R1's and is not. The overlap of table and column names
-    counts when the query runs but is wrong. An answer that is missing or ill formed gets -0.5
-    alone: less than any tagged answer.
+    The table of recipes/rl-text2sql-t4.toml's project, which calls it SQL-R1's. The overlap of table
+    and column names counts when the query runs but is wrong. An answer that is missing or ill
+    formed gets -0.5 alone: less than any tagged answer.
     """
     match settled(judgement):
         case Verdict.MATCH:
