@@ -41,6 +41,16 @@ def plain_line(step: int, num_steps: int, values: dict[str, float], seconds_left
     )
 
 
+def nothing_trained(step: int, values: dict[str, float]) -> str | None:
+    """One line where a step taught nothing: what its episodes were left out for, the most first."""
+    if values.get("tokens/trained", 1.0) > 0:
+        return None
+    counts = {name: n for name, n in values.items() if name.startswith("left_out/") and n}
+    ranked = sorted(counts, key=lambda name: -counts[name])
+    reasons = ", ".join(f"{name.partition('/')[2]} {counts[name]:,.0f}" for name in ranked)
+    return f"warning: step {step} trained nothing; left out: {reasons}"
+
+
 class Progresses:
     """Follows a training run; a context manager. Uses a live panel only on a terminal."""
 
@@ -108,6 +118,8 @@ class Progresses:
         """A finished step."""
         self._rewards.append(values.get("rollout/reward", 0.0))
         self._values = values
+        if (warning := nothing_trained(step, values)) is not None:
+            self.say(warning)
         # not by the clock: it has run since before the first validation
         self._step_seconds.append(values.get("time/step_s", 0.0))
         left = sum(self._step_seconds) / len(self._step_seconds) * (self._num_steps - step)

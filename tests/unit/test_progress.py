@@ -88,3 +88,16 @@ def test_preparing_and_validating_are_heard_of_to_their_end(tmp_path: Path) -> N
     with Run(tmp_path / "run", recipe, listener(), fresh=False) as run:
         asyncio.run(train_prepared(recipe, prepared, run, print, hear))
     assert heard == [(1, 2, "validation"), (2, 2, "validation")] * 2
+
+
+def test_a_step_that_taught_nothing_says_why() -> None:
+    watcher, shown = watch(is_terminal=False)
+    with watcher:
+        watcher.stepped(1, STEP | {"tokens/trained": 9.0, "left_out/void": 2.0})
+    assert "warning" not in shown.getvalue()
+    left_out = {"left_out/no_signal": 1.0, "left_out/truncated": 7.0, "left_out/void": 0.0}
+    with watcher:
+        watcher.stepped(2, STEP | left_out | {"tokens/trained": 0.0})
+    assert "warning: step 2 trained nothing; left out: truncated 7, no_signal 1\n" in (
+        shown.getvalue()
+    )
