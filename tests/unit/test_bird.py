@@ -6,6 +6,7 @@ import asyncio
 import json
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +161,44 @@ def test_a_slow_right_answer_earns_less_than_a_fast_one(root: Path) -> None:
     slow_ratio, wrong_ratio = asyncio.run(ratios())
     assert 0 < slow_ratio < 0.25
     assert wrong_ratio == 0.0
+
+
+def test_a_ratio_is_the_gold_s_time_over_the_answer_s_by_the_median_of_a_few_runs(
+    root: Path,
+) -> None:
+    """The real rows, and times as if the machine had been so fast."""
+    times_s: dict[str, list[float]] = {}
+
+    class Timed(SqlitePool):
+        async def execute(
+            self, database: str, sql: str, limits: Limits | None = None
+        ) -> QueryResult:
+            result = await super().execute(database, sql, limits)
+            return replace(result, seconds=times_s[sql].pop(0))
+
+    async def ratio(gold_s: list[float], answer_s: list[float]) -> float:
+        task = load_tasks(f"bird:{root / 'bird'}", "dev")[0]
+        gold, answer = ROWS[0][1], f"{ROWS[0][1]} AND 1"
+        times_s.update({gold: gold_s, answer: answer_s})
+        num_done = 0
+
+        def count() -> None:
+            nonlocal num_done
+            num_done += 1
+
+        async with Timed(1) as pool:
+            scored = await score([task], [answer], pool, mode=CompareMode.BIRD)
+            (found,) = await time_ratios(scored, pool, count)
+        assert num_done == 1
+        return found
+
+    async def run() -> None:
+        # the first time of each is that of the judge; three runs of 0.6 s fit into two seconds
+        assert await ratio([0.6, 4.0, 1.0, 6.0], [0.5, 2.0, 2.0, 2.0]) == 2.0
+        # of a slow query one run is enough
+        assert await ratio([5.0, 6.0], [3.0, 2.0]) == 3.0
+        # a clock too coarse to tell takes no side
+        assert await ratio([5.0, 6.0], [3.0, 0.0]) == 1.0
+        assert times_s == {ROWS[0][1]: [], f"{ROWS[0][1]} AND 1": []}
+
+    asyncio.run(run())

@@ -118,6 +118,16 @@ def test_closeness_is_no_chain_but_every_pairing_is_found() -> None:
         [(middle, middle), (low, low), (low, high)],
         [(middle, high), (middle, low), (middle, middle)],
     )
+    # (low, middle) agrees with both, and must leave (middle, low) to the row that has no other
+    assert same([(low, middle), (high, low)], [(middle, low), (middle, high)])
+    assert not same([(low, middle), (high, low)], [(middle, high), (middle, high)])
+
+
+def test_a_long_run_of_close_numbers_is_paired_in_sorted_order() -> None:
+    chain = [(1.0 + number * 0.6e-6,) for number in range(200)]  # each agrees with its neighbours
+    moved = [(number * (1 + 0.3e-6),) for (number,) in chain[::-1]]
+    assert same(moved, chain)
+    assert not same([(1.001,), *moved[1:]], chain)
 
 
 def test_integers_are_exact_even_beside_floats() -> None:

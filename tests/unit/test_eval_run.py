@@ -97,8 +97,9 @@ def test_no_more_episodes_live_than_allowed() -> None:
         live -= 1
         return episode(task, Verdict.MATCH)
 
-    asyncio.run(evaluate(TASKS, counted, max_live=2))
+    episodes = asyncio.run(evaluate(TASKS, counted, max_live=2))
     assert most == 2
+    assert [one.sample_index for one in episodes] == [0] * len(TASKS)
 
 
 def test_a_bug_in_an_episode_ends_the_evaluation_as_it_is() -> None:

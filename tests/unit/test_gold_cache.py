@@ -43,7 +43,7 @@ def database(tmp_path) -> str:
 
 @pytest.fixture
 def cache(tmp_path):
-    with GoldCache(tmp_path / "cache" / "golds.sqlite") as cache:
+    with GoldCache(tmp_path / "new" / "cache" / "golds.sqlite") as cache:
         yield cache
 
 
@@ -215,6 +215,13 @@ def test_the_oldest_results_go_when_the_cache_is_full(tmp_path):
     assert kept == list(range(kept[0], 200))
 
 
+def test_a_cache_that_has_no_room_for_its_own_tables_keeps_nothing(tmp_path):
+    result = QueryResult(outcome=Outcome.ROWS, columns=("a",), rows=((1,),))
+    with GoldCache(tmp_path / "golds.sqlite", max_bytes=1_000) as cache:
+        cache.put("key", result)
+        assert cache.get("key") is None
+
+
 def test_several_processes_write_one_cache(tmp_path):
     path = tmp_path / "golds.sqlite"
     code = (
@@ -255,7 +262,7 @@ def test_every_value_comes_back_as_it_went_in(tmp_path_factory, rows):
 
 def test_the_cache_holds_json_and_no_pickles(cache, database, tmp_path):
     num_executed(cache, (database, GOLD, Limits()))
-    with closing(sqlite3.connect(tmp_path / "cache" / "golds.sqlite")) as connection:
+    with closing(sqlite3.connect(tmp_path / "new" / "cache" / "golds.sqlite")) as connection:
         ((body,),) = connection.execute("SELECT body FROM results").fetchall()
     assert json.loads(zlib.decompress(body))[0] == ["name", "fee", "photo", "NULL"]
 

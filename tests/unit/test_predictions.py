@@ -44,6 +44,7 @@ def test_an_empty_last_line_is_an_answer_when_one_is_due(tmp_path: Path) -> None
     [
         ("SELECT 1\n", "has 1 predictions for 3 questions"),
         ("SELECT 1\n" * 4, "has 4 predictions for 3 questions"),
+        ("SELECT 1\n" * 3 + "SELECT 1", "has 4 predictions for 3 questions"),
         ("SELECT 1\ta\nSELECT 1\tb\nSELECT 1\tb\n", "line 2 is about database 'b'"),
         ('{"sql": "SELECT 1"}\n', "has 1 predictions for 3 questions"),
         ('{"sql": "SELECT 1"}\n{"sql"\n{}\n', "line 2 is not JSON"),

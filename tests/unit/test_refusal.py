@@ -6,7 +6,9 @@ import time
 
 import pytest
 
-from querl.sql.refusal import forbidden
+from querl.sql.database import Limits
+from querl.sql.refusal import complaint, forbidden
+from querl.types import Outcome
 
 NAMES = forbidden(words=[r"read_file\w*"], calls=["random", "uuid"], clauses=["using sample"])
 
@@ -83,3 +85,56 @@ def test_long_hostile_texts_are_searched_in_linear_time(text):
     started = time.perf_counter()
     NAMES.found_in(text)
     assert time.perf_counter() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("sql", "word"),
+    [
+        ("WITH x AS (SELECT 1) DELETE FROM t", "DELETE"),
+        ("WITH x AS (SELECT a FROM (VALUES (1))) INSERT INTO t SELECT * FROM x", "INSERT"),
+        ("/* SELECT */ with x as (select 1) Update t SET a = (SELECT 2)", "UPDATE"),
+        ("PRAGMA x", "PRAGMA"),
+    ],
+)
+def test_a_statement_that_writes_does_not_reach_the_engine_behind_a_with(sql, word):
+    found = complaint(sql, Limits(), NAMES)
+    assert found is not None
+    assert found.outcome is Outcome.REFUSED
+    assert found.message.startswith(f"{word} is not allowed")
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "WITH x AS (SELECT 1) SELECT * FROM x",
+        "WITH x AS (SELECT 'DELETE') VALUES (1)",
+        "(SELECT 1)",
+        "FROM t SELECT a",
+    ],
+)
+def test_queries_reach_the_engine(sql):
+    assert complaint(sql, Limits(), NAMES) is None
+
+
+@pytest.mark.parametrize(
+    ("sql", "words"),
+    [
+        ("SELECT '\ud800'", "not valid Unicode"),
+        ("SELECT '\0'", "null character"),
+        ("-- nothing", "no SQL statement"),
+        ("hello", "only SELECT queries run"),
+    ],
+)
+def test_what_is_no_statement_is_an_error_and_no_engine_sees_it(sql, words):
+    found = complaint(sql, Limits(), NAMES)
+    assert found is not None
+    assert found.outcome is Outcome.SQL_ERROR
+    assert words in found.message
+
+
+def test_the_length_of_sql_is_counted_in_bytes():
+    sql = "SELECT 'é'"  # ten characters, eleven bytes
+    assert complaint(sql, Limits(max_sql_bytes=11), NAMES) is None
+    found = complaint(sql, Limits(max_sql_bytes=10), NAMES)
+    assert found is not None
+    assert found.outcome is Outcome.REFUSED

@@ -84,6 +84,14 @@ def test_bombs_that_step_are_over_budget_at_the_same_step_each_time(runner, data
     assert first.steps == second.steps == 2_000_000
 
 
+def test_reading_the_schema_leaves_every_guard_up(database):
+    long = "SELECT count(*) FROM pairs a, pairs b, pairs c LIMIT 1"
+    with SqliteRunner() as runner:
+        runner.schema(database)
+        results = [runner.run(database, sql, LIMITS) for sql in (long, "SELECT random()")]
+    assert [result.outcome for result in results] == [Outcome.OVER_BUDGET, Outcome.REFUSED]
+
+
 @pytest.mark.parametrize(
     "sql",
     [

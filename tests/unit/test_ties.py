@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -20,6 +22,7 @@ from querl.types import SqlValue
         (["ada", "Ada", "ADA ", "Bob"], [3, 1]),
         ([0.6, 0.6000000000000001, 0.7], [2, 1]),
         ([1, 1.0, 2**60, 2**60 + 1], [2, 1, 1]),
+        ([1, 1.0000000000000002], [2]),
         ([2459000.5, 2459000.500012], [1, 1]),  # a second between two julian days
         ([None, None, 0], [2, 1]),
         ([b"a", b"A"], [1, 1]),
@@ -65,3 +68,35 @@ def test_a_limit_that_keeps_or_drops_a_whole_tie_leaves_none() -> None:
     assert check("SELECT id FROM t ORDER BY name LIMIT 2 OFFSET 1").cuts_a_tie(
         [(1, "Ada"), (2, "ada"), (3, "Bob")]
     )
+
+
+def test_a_limit_of_zero_keeps_no_row_and_so_leaves_no_choice() -> None:
+    tie = [(1, "Ada"), (2, "Ada")]
+    assert check("SELECT id FROM t ORDER BY name LIMIT 0").is_unique(tie)
+    assert not check("SELECT id FROM t ORDER BY name").is_unique(tie)
+
+
+@pytest.mark.parametrize("key", ["name", "called", "2", "substr(name, 1)", "lower(name)"])
+def test_the_check_gives_each_row_with_what_it_is_sorted_by(key: str) -> None:
+    found = check(f"SELECT id, name AS called FROM t ORDER BY {key} LIMIT 1 OFFSET 1")
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript(
+            "CREATE TABLE t (id INT, name TEXT); INSERT INTO t VALUES (1, 'b'), (2, 'c'), (3, 'a');"
+        )
+        rows = connection.execute(found.sql).fetchall()
+    assert rows == [(3, "a", "a"), (1, "b", "b"), (2, "c", "c")]
+    assert (found.num_keys, found.start, found.stop) == (1, 1, 2)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT id FROM t",
+        "SELECT * FROM t ORDER BY 1 LIMIT 1",  # the text does not say which column is the first
+        "SELECT id FROM t ORDER BY id LIMIT 1 + 1",
+    ],
+)
+def test_what_the_text_does_not_tell_is_not_checked(sql: str) -> None:
+    tree = parse_or_none(sql, "sqlite")
+    assert tree is not None
+    assert read_tie_check(tree) is None
