@@ -103,7 +103,7 @@ def _sqlr1_length(trajectory: Trajectory) -> float:
 def composite(trajectory: Trajectory, judgement: Judgement, task: Task) -> float:
     """Right +1.0; runs but wrong +0.1; does not run -0.5; tagged +0.2; overlap up to +0.3.
 
-    The table of recipes/rl-text2sql-t4.toml's project, which calls it SQL-R1's. The overlap of table
+    The table of recipes/rl-text2sql-t4.toml's project, called SQL-R1's there. The overlap of table
     and column names counts when the query runs but is wrong. An answer that is missing or ill
     formed gets -0.5 alone: less than any tagged answer.
     """

@@ -1,6 +1,6 @@
 """A run's memory: rows that fit it, the plan before the first step, and what was measured.
 
-The plan is ``querl.trainer.plan``; docs/guards.md tells what is compared with what.
+The plan is ``querl.trainer.plan``; docs/memory.md tells what is compared with what.
 """
 
 from __future__ import annotations
