@@ -73,9 +73,8 @@ def one_spelling(sql: str) -> str:
 
 def without_distinct(sql: str) -> str:
     """The SQL without its DISTINCT keywords, in strings and quoted names left alone."""
-    return "".join(
-        text for kind, text in tokens(sql) if kind != "word" or text.lower() != "distinct"
-    )
+    # a string or a quoted name has its quotes, and so is never the word
+    return "".join(text for _, text in tokens(sql) if text.lower() != "distinct")
 
 
 def has_top_level_order_by(sql: str) -> bool:
