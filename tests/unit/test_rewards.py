@@ -188,6 +188,10 @@ def test_cte_is_the_share_that_the_judge_found(verdict: Verdict, expected: float
     assert REWARDS["cte"](answered("x"), judgement, TASK) == expected
 
 
+def test_cte_pays_nothing_for_a_wrong_answer_that_was_not_looked_into() -> None:
+    assert REWARDS["cte"](answered("x"), Judgement(verdict=Verdict.MISMATCH), TASK) == 0.0
+
+
 def test_the_overlap_counts_tables_and_columns_without_case() -> None:
     assert name_overlap("SELECT NAME FROM City", "SELECT name, id FROM city", "sqlite") == 2 / 3
     assert name_overlap("SELECT (", "SELECT a FROM b", "sqlite") == 0.0
