@@ -34,15 +34,15 @@ class PlainLines:
             self._console.print(line.rstrip(), soft_wrap=True)
 
 
-def counter(show: Callable[[float, float, str], None], total: int) -> Callable[..., None]:
+def counter(show: Callable[..., None], total: int) -> Callable[..., None]:
     """A function to call whenever one of ``total`` is done; it passes over what is done."""
     done = count(1)
-    return lambda *_: show(next(done), total, "")
+    return lambda *_: show(next(done), total)
 
 
 @contextmanager
-def progress(console: Console, what: str) -> Iterator[Callable[[float, float, str], None]]:
-    """A function ``(done, total, remark)`` to call as often as one likes."""
+def progress(console: Console, what: str) -> Iterator[Callable[..., None]]:
+    """A function ``(done, total, remark="")`` to call as often as one likes."""
     if console.is_terminal:
         with Progress(console=console, transient=True) as bar:
             task = bar.add_task(what, total=None)

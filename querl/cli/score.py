@@ -125,7 +125,7 @@ def _unstable_golds(
             runs = gold is not None and gold.outcome is Outcome.ROWS
             if runs and is_unstable(one.task, mode, keep_distinct=keep_distinct):
                 unstable.append(one.index)
-            show(one.index + 1, len(scored), "")
+            show(one.index + 1, len(scored))
     return unstable
 
 

@@ -44,7 +44,7 @@ def build(
         querl=version("querl"),
     )
     with progress(Console(stderr=True), "databases") as show:
-        summary = build_suite(tasks, out, head, lambda done, total: show(done, total, ""))
+        summary = build_suite(tasks, out, head, show)
     facts = {
         "gold queries": f"{summary.num_questions:,}",
         "without a database": f"{summary.num_without:,}",
@@ -73,7 +73,7 @@ def check(
     suite = load_suite(folder)
     tasks = choose_tasks(data, split, db, questions)
     with progress(Console(stderr=True), "databases") as show:
-        checked = check_suite(suite, tasks, lambda done, total: show(done, total, ""))
+        checked = check_suite(suite, tasks, show)
     if json is not None:
         report.write_json(json, checked.to_json())
     with_k = f"killed with {', '.join(map(str, CHECKED_K))} databases"

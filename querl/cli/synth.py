@@ -52,7 +52,7 @@ def synth(
     facts = _facts(made, num)
     if endpoint is not None:
         with progress(console, "rephrasing") as show:
-            told = rephrase(made.tasks, endpoint, lambda done: show(done, len(made.tasks), ""))
+            told = rephrase(made.tasks, endpoint, lambda done: show(done, len(made.tasks)))
         made = replace(made, tasks=told.tasks)
         facts["rephrased"] = (
             f"{told.num_kept:,}; others lost a value or a number, or said nothing new"

@@ -60,10 +60,7 @@ def traces(
     asking = Asking(num_samples=samples, keep=keep) if samples else None
     questions = training_questions(settings)
     with progress(console, "traces") as show:
-        playing = make_traces(
-            settings, questions, lambda done, total: show(done, total, ""), asking
-        )
-        made = asyncio.run(playing)
+        made = asyncio.run(make_traces(settings, questions, show, asking))
     report = made.report()
     write_jsonl(out.with_suffix(".questions.jsonl"), made.question_lines())
     write_json(out.with_suffix(".report.json"), report)
