@@ -29,7 +29,6 @@ class Piece:
     finish: FinishReason | None
 
 
-@runtime_checkable
 class Weights(Protocol):
     """What servers, which have weights of their own, load."""
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     Logprobs = Callable[[Sequence[Sample]], Awaitable[list[list[float]]]]
 
 PROBE_GROUP = -(2**40)  # below the groups of training and of evaluation: no key is met twice
+NUM_SAMPLES = 4
+MAX_TOKENS = 32  # of each
 MOVED = 1e-3  # nats a token: less may be lost to rounding on its way into the engine
 
 
@@ -39,7 +41,7 @@ class Answer:
 
 
 class Probe:
-    """Asks ``engine`` for a greedy and ``num_samples`` other completions of one prompt."""
+    """Asks ``engine`` for a greedy and ``NUM_SAMPLES`` other completions of one prompt."""
 
     def __init__(
         self,
@@ -49,22 +51,19 @@ class Probe:
         *,
         temperature: float,
         tolerance: float,
-        num_samples: int = 4,
-        max_tokens: int = 32,
     ) -> None:
         self._engine = engine
         self._logprobs = logprobs
         self._prompt_ids = prompt_ids
-        self._sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
+        self._sampling = Sampling(max_tokens=MAX_TOKENS, temperature=temperature)
         self._tolerance = tolerance
-        self._num_samples = num_samples
         self._asked: Answer | None = None  # of this version, to be compared
         # the last answer that was another than the one before, and what the learner said of it then
         self._last: tuple[Answer, list[list[float]]] | None = None
 
     async def ask(self) -> None:
         """Let the engine sample; its memory and weights are awake."""
-        keys = [RequestKey(0, 0, PROBE_GROUP, sample, 0) for sample in range(self._num_samples)]
+        keys = [RequestKey(0, 0, PROBE_GROUP, sample, 0) for sample in range(NUM_SAMPLES)]
         sure = replace(self._sampling, temperature=0.0)
         greedy = await self._engine.generate(self._prompt_ids, sure, keys[0])
         completions = await asyncio.gather(
