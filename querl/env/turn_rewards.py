@@ -175,7 +175,8 @@ def hidden_values(task: Task) -> frozenset[str]:
         for literal in clause.find_all(exp.Literal)
         if not isinstance(literal.parent, exp.Like | exp.ILike | exp.Limit)
     }
-    return frozenset(value for value in values if value and value not in told)
+    # the empty text is part of any, and so never hidden
+    return frozenset(value for value in values if value not in told)
 
 
 def _results(
