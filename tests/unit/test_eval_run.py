@@ -199,6 +199,15 @@ def test_pass_at_k_is_the_share_of_draws_with_a_right_one(
     assert pass_at_k(num_samples, num_right, k) == pytest.approx(share)
 
 
+def test_pass_at_is_told_for_powers_of_two_and_for_all_samples() -> None:
+    async def second_wins(task: Task, sample_index: int) -> tuple[Trajectory, Judgement]:
+        return episode(task, Verdict.MATCH if sample_index == 1 else Verdict.MISMATCH)
+
+    summary = summarise(asyncio.run(evaluate(TASKS, second_wins, num_samples=5)))
+    # one right of five: k samples hold it with probability k / 5
+    assert summary["pass_at"] == pytest.approx({"1": 0.2, "2": 0.4, "4": 0.8, "5": 1.0})
+
+
 def test_an_interval_is_as_wide_as_theory_says() -> None:
     right = np.random.default_rng(1).random(1034) < 0.7
     low, high = interval_of_mean(right.tolist())

@@ -84,6 +84,33 @@ def test_bombs_that_step_are_over_budget_at_the_same_step_each_time(runner, data
     assert first.steps == second.steps == 2_000_000
 
 
+def test_steps_are_those_that_sqlite_itself_counts(runner, database):
+    sql = "SELECT count(*) FROM pairs a, pairs b WHERE a.x < b.square"
+    num_hundreds = 0
+
+    def count() -> None:
+        nonlocal num_hundreds
+        num_hundreds += 1
+
+    with closing(sqlite3.connect(database)) as connection:
+        connection.set_progress_handler(count, 100)
+        connection.execute(sql).fetchall()
+    steps = runner.run(database, sql, LIMITS).steps
+    assert steps == pytest.approx(100 * num_hundreds, abs=2_000)  # counted by the thousand
+    assert steps > 100_000
+
+
+def test_a_query_over_its_budget_leaves_the_schema_readable(tmp_path):
+    path = tmp_path / "wide.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript("".join(f"CREATE TABLE t{n} (a, b, c);" for n in range(100)))
+    endless = "WITH RECURSIVE r(x) AS (SELECT 1 UNION ALL SELECT 1 FROM r) SELECT sum(x) FROM r"
+    with SqliteRunner() as runner:
+        result = runner.run(str(path), endless, LIMITS)
+        assert result.outcome is Outcome.OVER_BUDGET
+        assert len(runner.schema(str(path)).tables) == 100
+
+
 def test_reading_the_schema_leaves_every_guard_up(database):
     long = "SELECT count(*) FROM pairs a, pairs b, pairs c LIMIT 1"
     with SqliteRunner() as runner:

@@ -76,9 +76,19 @@ def test_a_limit_of_zero_keeps_no_row_and_so_leaves_no_choice() -> None:
     assert not check("SELECT id FROM t ORDER BY name").is_unique(tie)
 
 
-@pytest.mark.parametrize("key", ["name", "called", "2", "substr(name, 1)", "lower(name)"])
-def test_the_check_gives_each_row_with_what_it_is_sorted_by(key: str) -> None:
-    found = check(f"SELECT id, name AS called FROM t ORDER BY {key} LIMIT 1 OFFSET 1")
+@pytest.mark.parametrize(
+    ("selected", "key"),
+    [
+        ("id, name", "name"),
+        ("id, name AS called", "called"),
+        ("id, name", "2"),
+        ("id, name", "lower(name)"),
+        ("id AS name, name AS id", "t.name"),  # the column, though an alias has its name
+        ("id AS x, name AS id", "id"),  # the alias, though a column has its name
+    ],
+)
+def test_the_check_gives_each_row_with_what_it_is_sorted_by(selected: str, key: str) -> None:
+    found = check(f"SELECT {selected} FROM t ORDER BY {key} LIMIT 1 OFFSET 1")
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.executescript(
             "CREATE TABLE t (id INT, name TEXT); INSERT INTO t VALUES (1, 'b'), (2, 'c'), (3, 'a');"

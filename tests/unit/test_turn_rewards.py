@@ -45,6 +45,8 @@ INSERT INTO fruit VALUES (1, 'apple', 'Red', 3), (2, 'cherry', 'Red', 9), (3, 'l
 """
 GOLD = "SELECT name FROM fruit WHERE colour = 'Red'"  # apple, cherry
 STEPPED = "SELECT name FROM fruit WHERE price < (SELECT avg(price) FROM fruit)"
+RED_AT_NINE = f"{GOLD} AND price = 9"  # cherry
+TWICE_STEPPED = f"{STEPPED} AND id > (SELECT min(id) FROM fruit)"  # lime
 PRICES = "SELECT price FROM fruit"
 COLOURS = "SELECT DISTINCT colour FROM fruit"
 HALF = "SELECT name FROM fruit WHERE price > 5"  # one of two cells: 2 * 1 / 3
@@ -138,6 +140,22 @@ HONEST = [
         runs=(1, 1),
         progress=(0, 1),
         cte=(1, 0),
+    ),
+    Trick(
+        "one of two hidden values, then the other",
+        RED_AT_NINE,
+        (asks(COLOURS), asks(PRICES), answers(RED_AT_NINE)),
+        runs=(1, 1, 1),
+        progress=(0, 0, 1),
+        information=(1 / 2, 1 / 2, 0),
+    ),
+    Trick(
+        "one of two inner queries, then the answer",
+        TWICE_STEPPED,
+        (asks("SELECT avg(price) FROM fruit"), answers(TWICE_STEPPED)),
+        runs=(1, 1),
+        progress=(0, 1),
+        cte=(1 / 2, 1 / 2),
     ),
 ]
 TRICKS = [
@@ -267,6 +285,7 @@ def test_hidden_is_what_neither_question_nor_evidence_spells() -> None:
     assert hidden_values(task) == {"lim", "7"}
     assert hidden_values(replace(task, evidence="lim means lime")) == {"7"}
     assert hidden_values(replace(task, prompt=({"role": "user", "content": "Lim 7"},))) == set()
+    assert hidden_values(replace(task, gold_sql="SELECT a FROM t WHERE c = ''")) == set()
     assert hidden_values(replace(task, gold_sql=None)) == set()
 
 
