@@ -49,8 +49,6 @@ DESCRIBERS = {"plan": describe_query, "tables": name_tables}
 MAX_CHUNK = 2000  # questions at a time, so that progress shows
 MAX_SAMPLED_CHUNK = 500  # fewer, since episodes with all their tokens are held for each
 
-HowFar = Callable[[float, int], None]  # questions done, questions in all
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asking:
@@ -114,10 +112,12 @@ def _own_questions(recipe: Recipe) -> list[Question]:
 async def make_traces(
     recipe: Recipe,
     questions: Sequence[Question],
-    on_done: HowFar,
+    on_done: Callable[[float, int], None],
     asking: Asking | None = None,
 ) -> TraceSet:
     """Traces of questions by the shares of ``sft.shares``; writes nothing.
+
+    ``on_done(done, total)`` hears how many of the questions are through.
 
     Raises ConfigError where shares and ``asking`` do not go together, DataError for a suite that
     knows none of the questions, ModelError for a model that cannot be asked.
@@ -176,7 +176,7 @@ async def _open_own(
     speaker: Speaker | None,
     asking: Asking | None,
     num_questions: int,
-    on_done: HowFar,
+    on_done: Callable[[float, int], None],
 ) -> AsyncIterator[OwnSamples | None]:
     """What plays the model's episodes, or None where none is asked."""
     if speaker is None or asking is None:
