@@ -249,6 +249,8 @@ def test_putting_off_a_penalty_does_not_pay():
     idle, prompt = [ran("a"), ran("a"), ran("a")], [ran("b")]
     group = group_of([-1.0, -1.0], [idle, prompt])
     assert make_credit("turn_state", gamma=0.5)([group]) == [[[0, 0, 0], [0]]]
+    halved = group_of([-0.5, 0.0], [[ran("a")], [ran("b")]])
+    assert make_credit("turn_state", scale="group")([halved]) == [[[-2], [2]]]
     paid = replace(group, turn_rewards=((0.0, 0.0, 0.0), (0.5,)))
     first_turns = [turns[0] for turns in make_credit("turn_state", gamma=0.5)([paid])[0]]
     assert first_turns == pytest.approx([-1, 1])

@@ -119,6 +119,8 @@ def test_tables_are_described_whatever_the_case_and_the_quotes(task: Task) -> No
     singer = "Singer(id int pk, name text)"
     assert shown(task, "describe", "singer") == singer
     assert shown(task, "describe", ' "SINGER" ') == singer
+    assert shown(task, "describe", "`singer`") == singer
+    assert shown(task, "describe", "xsingerx").startswith("no table 'xsingerx'")
     odd = '"odd ""name"", 🎤"(x int)'
     assert shown(task, "describe", ODD) == shown(task, "describe", '"odd ""name"", 🎤"') == odd
     both = shown(task, "describe", "singer, singer,sniger")

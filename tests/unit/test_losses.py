@@ -48,18 +48,19 @@ def value_and_slopes(loss, new_T, row, normaliser=1.0):
     return value.item(), slopes_T
 
 
-def test_gspo_holds_a_sample_by_the_geometric_mean_of_its_ratios():
+@pytest.mark.parametrize("bound", [0.05, 0.9])
+def test_gspo_holds_a_sample_by_the_geometric_mean_of_its_ratios(bound):
     row, new_T = row_of()
     advantages = torch.tensor([1.0, -1.0, 0.5])
     row = replace(row, advantages_T=advantages.repeat_interleave(torch.tensor(LENGTHS)))
     row = Reduction(name="sequence_mean").weigh(row)
-    value, slopes_T = value_and_slopes(make_loss("gspo", low=0.05, high=0.05), new_T, row, 3)
+    value, slopes_T = value_and_slopes(make_loss("gspo", low=bound, high=bound), new_T, row, 3)
     expected, first = [], 0
     for number, length in enumerate(LENGTHS):
         part = slice(first, first + length)
         log_ratio = (new_T[part] - row.old_logprobs_T[part]).double()
         ratio, advantage = log_ratio.mean().exp().item(), advantages[number].item()
-        held = min(max(ratio, 0.95), 1.05)
+        held = min(max(ratio, 1 - bound), 1 + bound)
         expected.append(min(ratio * advantage, held * advantage))
         is_cut = held * advantage < ratio * advantage
         slope = 0.0 if is_cut else -ratio * advantage / length / 3

@@ -8,6 +8,7 @@ from contextlib import closing
 
 import pytest
 
+from querl.env.schema_text import DescribedSchemas, ShownValues
 from querl.sql.database import Column, ForeignKey, Schema, Table
 from querl.sql.databases import DatabaseKind
 from querl.sql.names import spelling
@@ -21,6 +22,7 @@ from querl.sql.schema import (
     render_schema,
 )
 from querl.sql.worker import SqlitePool
+from querl.types import Task
 
 ODD_NAMES = Schema(
     tables=(
@@ -136,6 +138,32 @@ def test_every_filled_column_has_a_sample_and_matched_values_go_first(read):
     assert merged[born] == [1991]
     assert merged['sin"ger', "photo"] == [b"\x00\xff"]
     assert ("empty", "x") not in merged
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        (ShownValues.NONE, set()),
+        (ShownValues.MATCHED, {"Rome"}),
+        (ShownValues.SAMPLE, {"Rome", "777"}),
+    ],
+)
+def test_a_prompt_shows_the_values_that_its_recipe_asks_for(tmp_path, values, shown):
+    path = tmp_path / "cities.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            "CREATE TABLE city (name TEXT); INSERT INTO city VALUES ('Paris'), ('Rome');"
+            "CREATE TABLE river (length INTEGER); INSERT INTO river VALUES (777);"
+        )
+    task = Task(id="t", question="is Rome there?", database=str(path))
+
+    async def describe():
+        async with SqlitePool(1) as pool:
+            schemas = DescribedSchemas(pool, style=SchemaStyle.COMPACT, values=values)
+            return await schemas.describe(task)
+
+    text = asyncio.run(describe())
+    assert {value for value in ("Paris", "Rome", "777") if value in text} == shown
 
 
 def test_a_budget_keeps_the_tables_that_the_question_names_and_their_neighbours():

@@ -132,6 +132,7 @@ def test_rows_keep_their_order_and_duplicates() -> None:
 def test_the_last_turn_says_so() -> None:
     assert "last turn" in show(rows((1,)), turns_left=1)
     assert "last turn" not in show(rows((1,)), turns_left=2)
+    assert "no turns left: answer now" in show(rows((1,)), turns_left=0)
 
 
 def test_what_is_not_shown_is_counted() -> None:
@@ -155,6 +156,11 @@ def test_values_cannot_be_mistaken_for_one_another() -> None:
 def test_one_long_cell_cannot_fill_the_context() -> None:
     assert len(show(rows(("x" * 1_000_000,)))) < 300
     assert len(show(rows((1,), columns=("c" * 1_000_000,)))) < 300
+
+
+def test_a_cell_is_cut_where_it_is_longer_than_its_limit_and_says_so() -> None:
+    assert "\nabcde\n" in show(rows(("abcde",)), cell_chars=5)
+    assert "\nabcd…\n" in show(rows(("abcdef",)), cell_chars=5)
 
 
 def test_an_error_is_shown_with_its_kind() -> None:
