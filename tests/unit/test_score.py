@@ -86,6 +86,21 @@ def test_known_predictions_get_known_scores(root: Path, judge: str) -> None:
     assert ("soft_f1" in summary) == ("r_ves" in summary) == (judge == "bird")
 
 
+def test_spider_s_judge_rewrites_golds_as_well_and_no_other_does(root: Path) -> None:
+    database = str(root / "spider" / "database" / "people" / "people.sqlite")
+    gold = "SELECT name FROM person WHERE age < = 40"
+    task = Task(id="t", question="q", database=database, gold_sql=gold)
+
+    async def is_right(mode: CompareMode) -> bool:
+        async with SqlitePool(1) as pool:
+            sql = "SELECT name FROM person WHERE age < 40"
+            (scored,) = await score([task], [sql], pool, mode=mode)
+            return scored.ex
+
+    assert asyncio.run(is_right(CompareMode.SPIDER))
+    assert not asyncio.run(is_right(CompareMode.BIRD))
+
+
 def test_keep_distinct_keeps_it(root: Path) -> None:
     _, _, details = run(root, "--keep-distinct")
     assert not details[1]["ex"]
