@@ -146,7 +146,7 @@ def _memory_bytes() -> int:
 def _check(console: Console, recipe: Recipe) -> list[str]:
     """Print what the recipe takes; what is missing for it, a line each."""
     from querl.launch.memory import with_rows
-    from querl.launch.needs import missing, needs
+    from querl.launch.needs import beyond_positions, missing, needs
 
     problems = list(missing(recipe))
     if recipe.engine.kind == "openai":
@@ -163,6 +163,8 @@ def _check(console: Console, recipe: Recipe) -> list[str]:
     except ModelError as error:
         return [*problems, *([] if str(error) in problems else [str(error)])]
     console.print(history, markup=False, soft_wrap=True)
+    if (warning := beyond_positions(recipe)) is not None:
+        console.print(f"warning: {warning}", markup=False, soft_wrap=True)
     return problems
 
 

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -130,15 +131,14 @@ async def _play(
     recipe: Recipe, tasks: Sequence[Task], num_samples: int, console: Console
 ) -> list[Episode]:
     from querl.launch.local import load_reward_suite, open_databases, validate
+    from querl.launch.needs import beyond_positions
     from querl.launch.tasks import check_own_golds
 
     suite = load_reward_suite(recipe)  # before the model: a wrong folder costs nothing then
     if suite is not None and not any(map(suite.databases, tasks)):
-        console.print(
-            f"note: reward.suite={recipe.reward.suite} knows none of these questions",
-            markup=False,
-            soft_wrap=True,
-        )
+        _note(console, f"reward.suite={recipe.reward.suite} knows none of these questions")
+    if (warning := beyond_positions(recipe)) is not None:
+        _note(console, warning)
     opening = _opening(recipe, console)
     async with open_databases(recipe) as databases:
         await check_own_golds(recipe, tasks, databases)
@@ -166,10 +166,11 @@ def _opening(recipe: Recipe, console: Console) -> AbstractAsyncContextManager[Pl
         return open_player(recipe, load_asked(recipe))
     check_endpoint(recipe)
 
-    def say(note: str) -> None:
-        console.print(f"note: {note}", markup=False, soft_wrap=True)
+    return open_endpoint(recipe, partial(_note, console))
 
-    return open_endpoint(recipe, say)
+
+def _note(console: Console, text: str) -> None:
+    console.print(f"note: {text}", markup=False, soft_wrap=True)
 
 
 def _print(console: Console, recipe: Recipe, summary: dict[str, Any], seconds: float) -> None:

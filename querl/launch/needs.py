@@ -31,7 +31,7 @@ from querl.trainer.plan import (
     cache_bytes,
     plan,
 )
-from querl.trainer.shapes import published_name, shape_of
+from querl.trainer.shapes import positions_of, published_name, shape_of
 
 if TYPE_CHECKING:
     from querl.config import Recipe
@@ -136,6 +136,19 @@ def context(recipe: Recipe) -> int:
     """Tokens that a prompt and its completion may have together."""
     env = recipe.env
     return (env.max_prompt if env.max_turns == 1 else env.max_input) + env.max_turn_tokens
+
+
+def beyond_positions(recipe: Recipe) -> str | None:
+    """One line where episodes may grow longer than the model can read; else None."""
+    path = model_path(recipe)
+    positions = positions_of(path)
+    if positions is None or context(recipe) <= positions:
+        return None
+    return (
+        f"the model {path.name} reads {positions:,} tokens, and the limits of env allow "
+        f"{context(recipe):,}: what is longer is cut, and counts as wrong; set smaller "
+        "env.max_prompt, env.max_input and env.max_turn_tokens"
+    )
 
 
 def server_cache(recipe: Recipe) -> int | None:

@@ -28,6 +28,7 @@ from querl.launch.local import (
     validate,
 )
 from querl.launch.memory import MeasuredUpdates, plan_memory, with_rows
+from querl.launch.needs import beyond_positions
 from querl.launch.placement import SideBySide, TakingTurns
 from querl.launch.tasks import check_own_golds, choose_tasks, drop_faulty_golds, drop_long_prompts
 from querl.loggers import check_loggers
@@ -154,8 +155,9 @@ async def train_prepared(
                 f"{len(prepared.validation):,} validation tasks "
                 f"(prompts too long, hence wrong: {prepared.num_unseen})"
             )
-            for warning in recipe.warnings():
-                say(f"warning: {warning}")
+            for warning in (*recipe.warnings(), beyond_positions(recipe)):
+                if warning is not None:
+                    say(f"warning: {warning}")
             tasks = "\n".join(task.id for task in prepared.training)
             num_tasks = f"{len(prepared.training):,} training tasks"
             checkpoint = run.resume_point(fingerprint(num_tasks, tasks.encode()))

@@ -136,6 +136,16 @@ def shape_of(path: Path) -> DecoderShape | None:
     return _of_size(float(size[1]) * {"b": 1e9, "m": 1e6}[size[2]])
 
 
+def positions_of(path: Path) -> int | None:
+    """How many tokens the model of a folder was made for; None where its config.json tells none."""
+    file = path / "config.json"
+    if not file.exists():
+        return None
+    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    positions = (config | config.get("text_config", {})).get("max_position_embeddings")
+    return positions if isinstance(positions, int) else None
+
+
 def _from_config(file: Path) -> DecoderShape:
     try:
         config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

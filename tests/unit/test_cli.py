@@ -173,10 +173,11 @@ def test_what_was_evaluated_can_be_scored_question_by_question(
 ) -> None:
     details, told, scored = (tmp_path / name for name in ("details.jsonl", "eval.json", "ex.json"))
     recipe = company / "recipe.toml"
-    code, _, err = querl("eval", recipe, "--details", details, "--json", told)
+    code, out, err = querl("eval", recipe, "--details", details, "--json", told)
     assert code == 0, err
     lines = [json.loads(line) for line in details.read_text(encoding="utf-8").splitlines()]
     assert [line["index"] for line in lines] == [0, 1]
+    assert "note: the model model reads" in out  # the limits of env are the defaults
     summary = json.loads(told.read_text(encoding="utf-8"))
     assert summary["accuracy"] == sum(line["right"] for line in lines) / 2
     assert (summary["judge"], summary["model"]) == ("strict", f"{company}/model")

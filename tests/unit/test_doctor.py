@@ -257,6 +257,12 @@ def test_the_history_is_told_and_a_template_it_cannot_use_is_missing(company: Pa
     assert "the history: stepwise; each prompt is rendered anew" in out
 
 
+def test_episodes_longer_than_the_model_reads_are_told(company: Path) -> None:
+    recipe = company / "recipe.toml"
+    assert "tokens, and the limits of env allow 29,006: " in doctor(recipe)[1]
+    assert "the limits of env" not in doctor(recipe, "env.max_prompt=100", "env.max_input=120")[1]
+
+
 def test_thoughts_cannot_be_dropped_from_a_growing_prompt(company: Path) -> None:
     with pytest.raises(ConfigError, match=r"keep_thoughts.*set env\.history=stepwise"):
         doctor(company / "recipe.toml", "env.keep_thoughts=false")
