@@ -261,6 +261,8 @@ def test_json_files_appear_whole_and_replace_what_was_there(tmp_path: Path) -> N
         write_json(path, {"ex": float("nan")})
     assert json.loads(path.read_text(encoding="utf-8")) == {"ex": 0.5, "name": "é"}
     write_jsonl(path, [{"index": 0}, {"index": 1}])
+    with pytest.raises(ValueError, match="Out of range float"):
+        write_jsonl(path, [{"index": 0}, {"ex": float("inf")}])
     assert path.read_text() == '{"index": 0}\n{"index": 1}\n'
     assert list(path.parent.iterdir()) == [path]
 

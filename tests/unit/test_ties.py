@@ -105,6 +105,7 @@ def test_the_check_gives_each_row_with_what_it_is_sorted_by(selected: str, key: 
         "SELECT * FROM t ORDER BY 1 LIMIT 1",  # the text does not say which column is the first
         "SELECT id, name FROM t ORDER BY 'name' LIMIT 1",
         "SELECT id FROM t ORDER BY id LIMIT 1 + 1",
+        "SELECT id FROM t ORDER BY id LIMIT 1 OFFSET 1 + 1",
     ],
 )
 def test_what_the_text_does_not_tell_is_not_checked(sql: str) -> None:
