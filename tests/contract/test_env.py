@@ -205,6 +205,8 @@ def test_an_episode_that_finds_nothing_new_ends_early(play: Play, task: Task) ->
     async def script(env: Environment) -> None:
         stalled = [None, None, StopReason.STALLED]
         assert await stops(env, ASK, AGAIN, "nothing") == stalled
+        with pytest.raises(AssertionError, match="over"):
+            await env.step(ANSWER)
         assert await stops(env, ERR, ERR.replace("nope", "nope, 1"), ERR) == stalled
         assert await stops(env, "nothing", "nothing") == stalled[1:]
         assert await stops(env, "nothing", ASK, AGAIN, ERR) == [None] * 4

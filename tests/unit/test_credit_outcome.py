@@ -31,6 +31,7 @@ def test_rloo_compares_with_the_others():
     others = [[r for other, r in enumerate(rewards) if other != own] for own in range(4)]
     expected = [own - sum(rest) / 3 for own, rest in zip(rewards, others, strict=True)]
     assert rloo(rewards) == pytest.approx(expected)
+    assert rloo([1.0, 0.0]) == [1, -1], "of two, each against the one other"
     assert rloo([0.7]) == [0]
 
 

@@ -49,6 +49,8 @@ def test_a_group_is_given_what_its_turns_earn_at_its_step() -> None:
     start = with_turn_rewards(looked(), rewards)
     assert start.turn_rewards == ((1.5,), (0.0,))
     assert start.turn_weight == 1
+    between = with_turn_rewards(replace(looked(), step=2), rewards)
+    assert between.turn_rewards[0] == pytest.approx((0.3 + 1.0,))  # 0.5 (1 - 2 / 5) is left
     late = with_turn_rewards(replace(looked(), step=5), rewards)
     assert late.turn_rewards == ((1.0,), (0.0,))
     assert late.turn_weight == pytest.approx(1 / 1.5)

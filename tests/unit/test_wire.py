@@ -140,6 +140,8 @@ def test_what_is_not_shown_is_counted() -> None:
     assert "\n49\n(50 of 312 rows shown)" in show(many)
     assert "(3 of 312 rows shown)" in show(many, rows=3)
     assert "(4 of 312 rows shown)" in show(many, chars=10)
+    assert "(4 of 312 rows shown)" in show(many, chars=9), "a name and four digits, with their ends"
+    assert "(3 of 312 rows shown)" in show(many, chars=8)
     assert "(0 rows)" in show(rows())
     assert "(1 row)" in show(rows((1,)))
 
