@@ -12,7 +12,7 @@ import pytest
 
 from querl.sql.parse import parse_or_none
 from querl.suite.distil import choose_databases, rank_databases
-from querl.suite.golds import neighbours
+from querl.suite.golds import neighbours, parse_gold, read_hints
 from querl.suite.mutations import gold_mutants
 from querl.suite.neighbours import NULL_SHARES, ROWS_A_TABLE, plans, read_subjects
 from querl.suite.source import read_source
@@ -64,6 +64,17 @@ def test_databases_are_chosen_for_all_golds_together() -> None:
 )
 def test_values_around_a_literal_are_itself_one_below_and_one_above(literal, around):
     assert neighbours(literal) == around
+
+
+def test_a_literal_belongs_to_the_first_table_that_has_the_column(database: Path) -> None:
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("CREATE TABLE shop (id INTEGER PRIMARY KEY, city TEXT)")
+        connection.commit()
+    source = read_source(database)  # t is table 0, shop table 1
+    sql = "SELECT 1 FROM t JOIN shop AS s WHERE city = 'Rome' AND s.id = 7 AND id = 8 AND x = 9"
+    tree = parse_gold(sql, source)
+    assert tree is not None
+    assert set(read_hints(tree, source).literals) == {((1, 1), "Rome"), ((1, 0), 7), ((0, 0), 8)}
 
 
 def test_a_sample_is_spread_over_all_rows_and_bounded(database: Path) -> None:
