@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PROBE_GROUP = -(2**40)  # below the groups of training and of evaluation: no key is met twice
 NUM_SAMPLES = 4
-MAX_TOKENS = 32  # of each
+MAX_TOKENS = 16  # of each
 MOVED = 1e-3  # nats a token: less may be lost to rounding on its way into the engine
 
 
