@@ -89,7 +89,7 @@ class Sum:
 
 
 class Metrics:
-    """Named reductions. Names are ``room/what_unit``: ``time/update_s``, ``loss/clip_fraction``."""
+    """Reductions. Names are ``room/what_unit``: ``time/update_s``, ``policy/clip_fraction``."""
 
     def __init__(self) -> None:
         self._entries: dict[str, Reduction] = {}

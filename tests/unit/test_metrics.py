@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
 
+import querl
 from querl.metrics import JsonlSink, Max, Mean, Metrics, Sum
 
 
@@ -27,6 +29,13 @@ def test_two_kinds_under_one_name_are_refused() -> None:
     for one, other in ((Mean(1.0), Max(1.0)), (Max(1.0), Sum(1.0)), (Sum(1.0), Mean(1.0))):
         with pytest.raises(TypeError, match="cannot merge"):
             one.merge(other)
+
+
+def test_the_name_that_the_docstring_gives_is_one_that_is_written() -> None:
+    texts = [path.read_text() for path in Path(querl.__file__).parent.rglob("*.py")]
+    # the first is the form of names, the second that of a timer's
+    _, _, name = re.findall(r"``(\w+/\w+)``", Metrics.__doc__ or "")
+    assert any(f'"{name}"' in text for text in texts), name
 
 
 def test_a_timer_adds_up_over_blocks() -> None:
