@@ -25,6 +25,10 @@ def load_tasks(source: str, split: str) -> list[Task]:
     tasks.
     """
     name, _, rest = source.partition(":")
+    if name == "worlds":
+        raise ConfigError(
+            f"data source {source!r} is for querl data traces alone: name another, such as demo"
+        )
     if name in LOADERS:
         target, root = LOADERS[name], rest
         if not root and name in FOLDER_IN_QUERL_DATA:

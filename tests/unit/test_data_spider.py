@@ -133,6 +133,7 @@ def test_a_folder_in_the_place_of_a_file_is_a_data_error(root: Path) -> None:
             "data source 'spyder' is unknown: use demo, spider, bird, skyrl, omnisql, files or "
             "module:function",
         ),
+        ("worlds:2", "'worlds:2' is for querl data traces alone: name another, such as demo"),
         ("no_such_module:load", "no module 'no_such_module'"),
         ("querl.types:load", "querl.types has no 'load'"),
     ],
