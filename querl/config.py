@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -180,6 +181,11 @@ class Recipe(Section):
         if self.unsupported():
             raise ConfigError(self.unsupported()[0])
 
+    def check_playing(self) -> None:
+        """Refuse what no engine can do yet, with a learner or without. Raises ConfigError."""
+        for setting in self._unsupported_in_engines():
+            raise ConfigError(f"{setting}: leave it out")
+
     def unsupported(self) -> list[str]:
         """Settings whose meaning is fixed and whose code is still to come, a line each."""
         engine, learner = self.engine, self.learner
@@ -187,16 +193,23 @@ class Recipe(Section):
             f"engine.placement={engine.placement!r} of a server without engine.url": (
                 engine.placement == "separate" and engine.kind in SERVERS and engine.url is None
             ),
-            f"engine.replicas={engine.replicas}": engine.replicas > 1,
-            f"engine.tensor_parallel={engine.tensor_parallel}": engine.tensor_parallel > 1,
-            f"engine.dtype={engine.dtype!r}": engine.dtype != "auto",
             f"learner.kind={learner.kind!r}": learner.kind != "full",
             f"learner.num_gpus={learner.num_gpus}": learner.num_gpus > 1,
             f"learner.num_nodes={learner.num_nodes}": learner.num_nodes > 1,
             f"learner.tensor_parallel={learner.tensor_parallel}": learner.tensor_parallel > 1,
             f"learner.sequence_parallel={learner.sequence_parallel}": learner.sequence_parallel > 1,
         }
-        return [f"{setting} is not built yet" for setting, is_set in wanted.items() if is_set]
+        return [*self._unsupported_in_engines(), *_not_built(wanted)]
+
+    def _unsupported_in_engines(self) -> list[str]:
+        engine = self.engine
+        return _not_built(
+            {
+                f"engine.replicas={engine.replicas}": engine.replicas > 1,
+                f"engine.tensor_parallel={engine.tensor_parallel}": engine.tensor_parallel > 1,
+                f"engine.dtype={engine.dtype!r}": engine.dtype != "auto",
+            }
+        )
 
     def warnings(self) -> list[str]:
         """What training allows and may regret, a line each."""
@@ -230,6 +243,10 @@ class Recipe(Section):
             ]
             lines.append("")
         return "\n".join(lines)
+
+
+def _not_built(wanted: Mapping[str, bool]) -> list[str]:
+    return [f"{setting} is not built yet" for setting, is_set in wanted.items() if is_set]
 
 
 def _check_url(url: str, *, key: str) -> None:

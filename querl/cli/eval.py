@@ -75,6 +75,7 @@ def evaluate(
     chosen = () if judge is None else (f"reward.judge={judge.value}",)
     file, settled = recipe_of(recipe, checkpoint, overrides or ())
     settings = load_recipe(file, (*settled, *chosen))
+    settings.check_playing()
     folder = folder_to_be(out) if out is not None else None
     file_to_be("--json", json)
     file_to_be("--details", details)

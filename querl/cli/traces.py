@@ -51,6 +51,8 @@ def traces(
     if out.suffix != ".jsonl":
         raise ConfigError(f"--out {out}: name a file that ends in .jsonl")
     folder_to_be(out.parent)
+    if samples:
+        settings.check_playing()
     console = Console(highlight=False)
     if samples and (note := start_note(recipe, settled)) is not None:
         console.print(note, markup=False, soft_wrap=True)

@@ -231,6 +231,28 @@ def test_a_misspelt_name_is_refused(querl: Querl, company: Path, override: str, 
     assert_training_refused(querl, company, override, named=(named,))
 
 
+@pytest.mark.parametrize(
+    "command", [("eval",), ("data", "traces", "--samples", "2")], ids=["eval", "traces"]
+)
+@pytest.mark.parametrize(
+    "setting", ["engine.replicas=2", "engine.tensor_parallel=2", "engine.dtype=fp8"]
+)
+def test_episodes_are_not_played_on_engines_that_are_not_built(
+    querl: Querl, company: Path, command: tuple[str, ...], setting: str
+) -> None:
+    shares = "sft.shares={sampled=1.0}"
+    code, _, err = querl(*command, company / "recipe.toml", setting, shares)
+    assert (code, err.count("\n")) == (2, 1)
+    assert setting.replace("fp8", "'fp8'") in err
+    assert err.endswith("is not built yet: leave it out\n")
+
+
+def test_a_recipe_for_several_learners_may_be_evaluated(querl: Querl, company: Path) -> None:
+    code, out, _ = querl("eval", company / "recipe.toml", "learner.num_gpus=8")
+    assert code == 0
+    assert "accuracy" in out
+
+
 def test_a_second_run_on_a_folder_is_refused_even_with_fresh(
     querl: Querl, company: Path, tmp_path: Path
 ) -> None:
