@@ -25,6 +25,7 @@ from querl.config import SERVERS
 from querl.errors import ConfigError
 from querl.launch.local import (
     Policy,
+    check_base,
     load_policy,
     load_speaker,
     make_env,
@@ -171,8 +172,10 @@ def starting_engine(recipe: Recipe) -> Iterator[Engine | None]:
     """A server of the recipe's that begins to start now, while model and data are loaded.
 
     One whose learner leaves the GPU to it starts when that has left: both would not fit. None where
-    the engine is no server. It is ended with the context, if nobody has closed it.
+    the engine is no server. It is ended with the context, if nobody has closed it. Raises
+    ConfigError for a model that cannot be trained, before anything is loaded or started.
     """
+    check_base(recipe)
     if recipe.engine.kind not in SERVERS:
         yield None
         return

@@ -259,17 +259,23 @@ def check_suite(recipe: Recipe, tasks: Sequence[Task]) -> None:
         )
 
 
-def make_trainable(recipe: Recipe, policy: Policy) -> None:
-    """Put the recipe's adapter into the policy, if it has one; else all weights are trained.
-
-    Raises ConfigError for a policy that is an adapter itself.
-    """
-    path, lora = model_path(recipe), recipe.lora
+def check_base(recipe: Recipe) -> None:
+    """Refuse an adapter, which is no model to train: raises ConfigError. Loads nothing."""
+    path = model_path(recipe)
     if is_adapter(path):
         raise ConfigError(
             f"model.path={str(path)!r} is an adapter: make a model of it by "
             f"querl export {path} --out FOLDER"
         )
+
+
+def make_trainable(recipe: Recipe, policy: Policy) -> None:
+    """Put the recipe's adapter into the policy, if it has one; else all weights are trained.
+
+    Raises ConfigError for a policy that is an adapter itself.
+    """
+    check_base(recipe)
+    path, lora = model_path(recipe), recipe.lora
     if lora.rank:
         settings = LoraSettings(
             rank=lora.rank,

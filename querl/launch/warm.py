@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from querl.data.traces import Trace, load_traces
-from querl.launch.local import load_policy, make_trainable, optimizer_settings
+from querl.launch.local import check_base, load_policy, make_trainable, optimizer_settings
 from querl.rollout.history import encode_exchange
 from querl.run import RunFolder, fingerprint
 from querl.trainer.model import ModelShape, new_model
@@ -97,6 +97,7 @@ def prepare_warm_up(recipe: Recipe, path: Path) -> WarmUp:
 
     Raises ConfigError, DataError or ModelError for what cannot be used.
     """
+    check_base(recipe)
     traces = list(load_traces(path))
     policy = load_policy(recipe)
     make_trainable(recipe, policy)

@@ -109,6 +109,26 @@ def test_an_adapter_is_no_base_to_train(company: Path, whole: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        ("train",),
+        ("train", "engine.kind=vllm", "engine.placement=colocated"),
+        ("sft", "--traces", "none.jsonl"),
+        ("doctor", "--engine", "hf"),
+    ],
+    ids=["train", "train at a server", "sft", "doctor"],
+)
+def test_an_adapter_is_refused_before_it_is_loaded(
+    company: Path, tmp_path: Path, querl: Querl, command: tuple[str, ...]
+) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")  # no weights, no tokens
+    name, *more = command
+    code, _, err = querl(name, company / "recipe.toml", f"model.path={tmp_path}", *more)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"is an adapter: make a model of it by querl export {tmp_path}" in err
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("lora.dropout=0.1", r"lora\.dropout=0\.1 would make new/old differ from 1"),
