@@ -29,7 +29,7 @@ from querl.loggers import FOLDERS, open_loggers
 from querl.metrics import JsonlSink, Metrics
 from querl.sections import ModelConfig
 from querl.sql.databases import without_password
-from querl.trainer.checkpoint import Checkpoint, Checkpoints, RunLock, restore_threads
+from querl.trainer.checkpoint import Checkpoint, Checkpoints, RunLock, last_step, restore_threads
 from querl.trainer.guards import FaultLog
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ MAY_CHANGE = {
     *(("engine", key) for key in ("url", "python", "start_timeout_s", "heartbeat_s", "frontends")),
     ("engine", "memory_share"),
 }
+EVALUATIONS = "evaluations.jsonl"
 # Settings that name a file or a folder, which may be spelt in many ways.
 NAME_PATHS = {
     ("data", "db"),
@@ -156,7 +157,7 @@ class RunFolder:
         if last.step < num_steps:
             self._say(f"resuming after step {last.step}")
         else:
-            self._say(f"{self.folder} holds a finished run: to start over, add --fresh")
+            self._say(_finished(self.folder))
         return last
 
     def write(self, learner: Saveable, **cursor: int) -> Checkpoint:
@@ -177,7 +178,7 @@ class Run(RunFolder):
         super().__init__(folder, recipe, watcher.say, derived=recipe.derived(), fresh=fresh)
         self._watcher = watcher
         self._metrics = JsonlSink(folder / "metrics.jsonl")
-        self._evaluations = folder / "evaluations.jsonl"
+        self._evaluations = folder / EVALUATIONS
         self._slowest = folder / "slowest.jsonl"
         digest = fingerprint("recipe", self._recipe.to_toml().encode())
         self._faults = FaultLog(folder / "dumps", digest, watcher.say)
@@ -187,22 +188,20 @@ class Run(RunFolder):
     def resume_point(self, learns_from: str) -> Checkpoint | None:
         """As ``resume``; what was written after it is cut off, since it is made again."""
         last = self.resume(learns_from, num_steps=self._recipe.run.num_steps)
-        step = last.step if last else -1
-        with saving(self.folder):
-            self._metrics.truncate_after(step)
-            records.truncate_after(self.folder / "records", step)
-            durable.truncate_after(self._evaluations, step)
-            durable.truncate_after(self._slowest, step)
-        for line in self.evaluations():
-            if last is not None and line["step"] == step:  # a kill may have come before its rating
-                self.checkpoints.rate(last, line["accuracy"])
+        self._return_to(last)
         settings = self._recipe.model_dump(mode="json")
         names = self._recipe.run.loggers
         with saving(self.folder):
-            self._loggers = open_loggers(names, self.folder, settings, first_step=step + 1)
+            first_step = last.step + 1 if last else 0
+            self._loggers = open_loggers(names, self.folder, settings, first_step=first_step)
         for logger in self._loggers:
             self._held.callback(logger.close)
         return last
+
+    def stay_finished(self) -> None:
+        """As ``resume_point`` where ``is_finished``, whatever the run learnt from."""
+        self._say(_finished(self.folder))
+        self._return_to(self.checkpoints.last())
 
     def evaluations(self) -> list[dict[str, Any]]:
         """Every validation so far, oldest first."""
@@ -249,6 +248,17 @@ class Run(RunFolder):
         if self._latest is not None and self._latest[0] == step:
             self.checkpoints.rate(checkpoint, self._latest[1])
 
+    def _return_to(self, last: Checkpoint | None) -> None:
+        step = last.step if last else -1
+        with saving(self.folder):
+            self._metrics.truncate_after(step)
+            records.truncate_after(self.folder / "records", step)
+            durable.truncate_after(self._evaluations, step)
+            durable.truncate_after(self._slowest, step)
+        for line in self.evaluations():
+            if last is not None and line["step"] == step:  # a kill may have come before its rating
+                self.checkpoints.rate(last, line["accuracy"])
+
     def _report(self, step: int, values: Mapping[str, float]) -> None:
         with saving(self.folder):
             for logger in self._loggers:
@@ -266,6 +276,17 @@ def check_folder(folder: Path, recipe: Recipe, *, fresh: bool) -> None:
             pass
     if folder.is_dir():
         _check_content(folder, _without_secrets(recipe), fresh=fresh)
+
+
+def is_finished(folder: Path, recipe: Recipe) -> bool:
+    """Whether a run has made all its steps and validated the last, so that only its report is left.
+
+    For who prepares something costly before; leaves no trace. The recipe is one that
+    ``check_folder`` lets pass. Raises CheckpointError where the last checkpoint is damaged.
+    """
+    step = last_step(folder / "checkpoints")
+    validated = [line["step"] for line in durable.read_lines(folder / EVALUATIONS)]
+    return step is not None and step >= recipe.run.num_steps and step in validated
 
 
 def slowest(groups: Sequence[Group], most: int = 10) -> list[dict[str, Any]]:
@@ -294,6 +315,10 @@ def slowest(groups: Sequence[Group], most: int = 10) -> list[dict[str, Any]]:
 def fingerprint(what: str, content: bytes) -> str:
     """What a run learns from, in words and a digest: equal where nothing has changed."""
     return f"{what} ({hashlib.sha256(content).hexdigest()[:16]})"
+
+
+def _finished(folder: Path) -> str:
+    return f"{folder} holds a finished run: to start over, add --fresh"
 
 
 def _without_secrets(recipe: Recipe) -> Recipe:

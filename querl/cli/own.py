@@ -87,8 +87,19 @@ def choose(words: Sequence[str], named: Named) -> Chosen:
     return Chosen(recipe=recipe, overrides=settings, name=name)
 
 
-def warmed_up(recipe: Recipe, folder: Path, console: Console, *, fresh: bool) -> Recipe | None:
-    """The recipe with the model that a warm start beside ``folder`` gives; None after Ctrl-C."""
+def with_warm_model(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with the model that a warm start beside a run's ``folder`` gives it."""
+    warm = _warm_folder(folder) / "checkpoints" / "last" / "model"
+    model = recipe.model.model_copy(update={"path": str(warm)})
+    return recipe.model_copy(update={"model": model})
+
+
+def _warm_folder(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}-warm")
+
+
+def warm_up(recipe: Recipe, folder: Path, console: Console, *, fresh: bool) -> bool:
+    """Make the model of ``with_warm_model``, or go on with it; False after Ctrl-C."""
     from querl.launch.own import warm_start, warm_traces
 
     def say(text: str) -> None:
@@ -102,9 +113,6 @@ def warmed_up(recipe: Recipe, folder: Path, console: Console, *, fresh: bool) ->
             step, num_steps, metrics, _ = done
             show(step, num_steps, f"loss {metrics['sft/loss']:.3f}")
 
-        warm = folder.with_name(f"{folder.name}-warm")
-        model = warm_start(recipe, traces, warm, fresh=fresh, say=say, on_step=report)
-    if model is None:
-        return None
-    path = recipe.model.model_copy(update={"path": str(model)})
-    return recipe.model_copy(update={"model": path})
+        return warm_start(
+            recipe, traces, _warm_folder(folder), fresh=fresh, say=say, on_step=report
+        )

@@ -85,21 +85,38 @@ def train(
     folder = folder_to_be(out or Path("runs") / chosen.name)
     console = Console(highlight=False)
     _announce(console, resolved, folder)
-    ready = own.warmed_up(resolved, folder, console, fresh=fresh) if chosen.warms_up else resolved
-    if ready is None:
+    ready = own.with_warm_model(resolved, folder) if chosen.warms_up else resolved
+    if _is_told(console, ready, folder, fresh=fresh):
+        return
+    if chosen.warms_up and not own.warm_up(resolved, folder, console, fresh=fresh):
         console.print(f"stopped. To go on: {command_again()}", soft_wrap=True)
         return
     _train(console, ready, folder, fresh=fresh)
 
 
+def _is_told(console: Console, resolved: Recipe, folder: Path, *, fresh: bool) -> bool:
+    """Report the folder's run if it is finished: nothing must be prepared for that.
+
+    False where there is something to train. Raises what ``check_folder`` raises.
+    """
+    from querl.run import Run, check_folder, is_finished
+
+    # or an engine would take the memory of a run that is there, and load for one that is refused
+    check_folder(folder, resolved, fresh=fresh)
+    if fresh or not is_finished(folder, resolved):
+        return False
+    watcher = Progresses(num_steps=resolved.run.num_steps, console=console)
+    with Run(folder, resolved, watcher, fresh=False) as run:
+        run.stay_finished()
+        _report(console, run)
+    return True
+
+
 def _train(console: Console, resolved: Recipe, folder: Path, *, fresh: bool) -> None:
     """Prepare, train and report."""
     from querl.launch.engines import starting_engine
-    from querl.run import check_folder
 
     resolved.check_training()
-    # or an engine would take the memory of a run that is there, and load for one that is refused
-    check_folder(folder, resolved, fresh=fresh)
     with starting_engine(resolved) as engine:
         _train_with(engine, console, resolved, folder, fresh=fresh)
 
@@ -122,7 +139,7 @@ def _train_with(
                 resolved, prepared, run, watcher.say, watcher.validating, engine=engine
             )
             asyncio.run(training)
-        _report(console, run, time.monotonic() - start)
+        _report(console, run, took=f", in {time.monotonic() - start:,.0f} s")
         if run.wants_to_stop:
             watcher.say(f"stopped. To go on: {command_again()}")
 
@@ -153,7 +170,7 @@ def _announce(console: Console, recipe: Recipe, folder: Path) -> None:
     console.print(table)
 
 
-def _report(console: Console, run: Run, seconds: float) -> None:
+def _report(console: Console, run: Run, *, took: str = "") -> None:
     """Before and after, the curve, and episodes to read."""
     evaluations = run.evaluations()
     if not evaluations:
@@ -161,8 +178,7 @@ def _report(console: Console, run: Run, seconds: float) -> None:
     first, last = evaluations[0], evaluations[-1]
     console.print(
         f"\nvalidation accuracy {_percent(first)} before, {_percent(last)} after "
-        f"{last['step']} steps ({100 * (last['accuracy'] - first['accuracy']):+.1f} points), "
-        f"in {seconds:,.0f} s",
+        f"{last['step']} steps ({100 * (last['accuracy'] - first['accuracy']):+.1f} points){took}",
         soft_wrap=True,
     )
     curve = f"by validation: {spark([line['accuracy'] for line in evaluations])}"

@@ -61,10 +61,10 @@ def warm_start(
     fresh: bool,
     say: Callable[[str], None],
     on_step: Callable[[Report], None],
-) -> Path | None:
-    """The folder of the recipe's model after supervised training on the traces of `warm_traces`.
+) -> bool:
+    """Supervised training of the recipe's model on the traces of `warm_traces`, into ``folder``.
 
-    A finished warm start in ``folder`` is taken as it is, an unfinished one goes on. None after
+    A finished warm start in ``folder`` is taken as it is, an unfinished one goes on. False after
     Ctrl-C. The traces are written beside ``folder``.
     """
     path = folder.with_name(f"{folder.name}.jsonl")
@@ -76,5 +76,4 @@ def warm_start(
     say(f"warm start: {len(traces):,} traces, {warming.trainer.num_steps} steps, in {folder}")
     with RunFolder(folder, own, say, derived=warming.derived, fresh=fresh) as run:
         warm_up(warming, run, on_step)
-        stopped = run.wants_to_stop
-    return None if stopped else folder / "checkpoints" / "last" / "model"
+        return not run.wants_to_stop

@@ -35,7 +35,7 @@ from querl.loggers import check_loggers
 from querl.rollout.probe import Probe
 from querl.rollout.sampler import RewardedGroups
 from querl.rollout.stream import GroupStream, TaskOrder
-from querl.run import fingerprint
+from querl.run import fingerprint, is_finished
 from querl.train import Teaching, train
 
 if TYPE_CHECKING:
@@ -131,7 +131,10 @@ def _told(faulty: Counter[Fault], num_long: int) -> str:
 
 async def train_locally(recipe: Recipe, run: Run, say: Callable[[str], None]) -> None:
     """Train as the recipe says, from the run's last checkpoint if it has one."""
-    await train_prepared(recipe, await prepare(recipe), run, say)
+    if is_finished(run.folder, recipe):
+        run.stay_finished()
+    else:
+        await train_prepared(recipe, await prepare(recipe), run, say)
 
 
 async def train_prepared(
@@ -165,8 +168,6 @@ async def train_prepared(
             if checkpoint is not None:
                 learner.load(checkpoint.folder)
                 cursor = checkpoint.cursor["group"]
-            if learner.step >= recipe.run.num_steps and run.has_evaluation(learner.step):
-                return  # nothing is left that a server should start for
             placement = await _placement(recipe, prepared, player, say)
             await learner.sleep()  # a server that starts only now finds the GPU free
             await placement.publish(learner.step)

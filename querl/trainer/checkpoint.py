@@ -151,6 +151,16 @@ class Checkpoints:
                 shutil.rmtree(folder)
 
 
+def last_step(folder: Path) -> int | None:
+    """The step of the last checkpoint in ``<run>/checkpoints``, None where there is none.
+
+    For who does not hold the run: unlike ``Checkpoints`` it puts nothing right that a killed writer
+    left. Raises CheckpointError where the checkpoint is damaged.
+    """
+    path = folder / "last" / "state.json"
+    return read_json(path).get("step") if path.is_file() else None
+
+
 def restore_threads(checkpoint: Checkpoint) -> bool:
     """Compute with as many threads as the checkpoint was; True where that is another number."""
     is_other = torch.get_num_threads() != checkpoint.num_threads
