@@ -63,4 +63,4 @@ def test_a_schema_is_rendered_once_a_question_with_the_values_that_it_mentions(
     assert "Paris" in paris[0]
     assert "Rome" not in paris[0]
     assert "Rome" in rome
-    assert len(counted) == 4  # two tables, for each of two questions
+    assert len(counted) == 3  # two tables; of the second question only the one that has changed
