@@ -5,9 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from importlib.util import module_from_spec
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tiny_policy import tiny_tokenizer
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
@@ -34,6 +37,11 @@ class SmallSglang(Sglang):
     def command(self, *, python: str, port: int) -> Sequence[str]:
         server = Path(__file__).with_name("engine_server_sglang.py")
         return [python, str(server), *super().command(python=python, port=port)[3:]]
+
+
+def install(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if vLLM or SGLang were installed here: for the small servers, which need neither."""
+    monkeypatch.setitem(sys.modules, kind, module_from_spec(ModuleSpec(kind, None)))
 
 
 class Lasting(ServerProcess):

@@ -31,6 +31,10 @@ CORE = (
     *("typer", "rich"),
 )
 EXTRAS = {
+    "vllm": ("vllm", "samples by a vLLM server that querl starts"),
+    "sglang": ("sglang", "samples by an SGLang server that querl starts"),
+    "openai": ("aiohttp", "asks servers elsewhere"),
+    "qlora": ("bitsandbytes", "trains on weights in 4 bits, and keeps AdamW's state in 8"),
     "gguf": ("gguf", "reads quantised .gguf model files"),
     "duckdb": (DRIVERS[DatabaseKind.DUCKDB], "runs queries on DuckDB files"),
     "postgres": (DRIVERS[DatabaseKind.POSTGRES], "runs queries on PostgreSQL servers"),

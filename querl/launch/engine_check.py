@@ -17,6 +17,7 @@ import torch
 from querl.errors import EngineError
 from querl.launch.engines import open_player
 from querl.launch.local import check_base, load_policy, make_learner
+from querl.launch.needs import check_server
 from querl.rollout.engine import RequestKey, Sampling
 from querl.rollout.probe import mean_distance, sample_of
 from querl.types import FinishReason
@@ -86,6 +87,7 @@ async def check_engine(recipe: Recipe) -> AsyncIterator[Finding]:
     An EngineError is a finding, and the last. Raises what the recipe's model or data raise.
     """
     check_base(recipe)
+    check_server(recipe)
     started = time.monotonic()
     policy = load_policy(recipe)
     with make_learner(recipe, policy) as learner:

@@ -35,7 +35,7 @@ from querl.launch.local import (
     open_databases,
     sql_limits,
 )
-from querl.launch.needs import context, server_cache, server_share
+from querl.launch.needs import check_server, context, server_cache, server_share
 from querl.rollout.engine import Sampling
 from querl.rollout.episode import EpisodeLimits
 from querl.rollout.hf import HfEngine
@@ -189,7 +189,8 @@ def starting_engine(recipe: Recipe) -> Iterator[Engine | None]:
 
 
 def make_server_engine(recipe: Recipe, speaker: Speaker) -> tuple[HttpEngine, Server]:
-    """An engine whose server has not been launched."""
+    """An engine whose server has not been launched. Raises ConfigError where it could not be."""
+    check_server(recipe)
     from querl.rollout.http_engine import HttpEngine
     from querl.rollout.server import RemoteServer, ServerProcess
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -215,6 +216,13 @@ def check_endpoint(recipe: Recipe) -> str:
     return url
 
 
+def check_server(recipe: Recipe) -> None:
+    """Refuse a server that lacks a package, before it is started: raises ConfigError."""
+    if recipe.engine.kind in SERVERS:
+        for problem in _missing_for_server(recipe):
+            raise ConfigError(problem)
+
+
 def _compute_bytes(recipe: Recipe) -> int:
     if num_gpus(recipe) and not torch.cuda.is_available():
         return FLOAT32 if recipe.model.dtype == "fp32" else 2
@@ -266,15 +274,9 @@ def _gpu_bytes() -> int:
 
 
 def _missing_packages(recipe: Recipe) -> Iterator[str]:
-    kind, path = recipe.engine.kind, model_path(recipe)
-    engine = recipe.engine
-    is_started_here = kind in SERVERS and engine.url is None and engine.python is None
-    if is_started_here and importlib.util.find_spec(kind) is None:
-        yield f"the package {kind}, for engine.kind: pip install 'querl[{kind}]'"
-    if engine.python is not None and shutil.which(engine.python) is None:
-        yield f"engine.python={engine.python!r}: name the interpreter that has {kind}"
-    if kind in SERVERS and importlib.util.find_spec("aiohttp") is None:
-        yield "the package aiohttp, for engine.kind: pip install 'querl[openai]'"
+    path = model_path(recipe)
+    if recipe.engine.kind in SERVERS:
+        yield from _missing_for_server(recipe)
     has_4_or_8_bits = recipe.lora.quantise != "none" or recipe.optimizer.kind == "adamw8bit"
     if has_4_or_8_bits and importlib.util.find_spec("bitsandbytes") is None:
         yield "the package bitsandbytes: pip install 'querl[qlora]'"
@@ -283,6 +285,30 @@ def _missing_packages(recipe: Recipe) -> Iterator[str]:
     if recipe.data.db is not None and not is_installed(own := database_kind(recipe.data.db)):
         yield f"the package {DRIVERS[own]}: pip install 'querl[{own}]'"
     yield from missing_loggers(recipe.run.loggers)
+
+
+def _missing_for_server(recipe: Recipe) -> Iterator[str]:
+    engine, kind = recipe.engine, recipe.engine.kind
+    if engine.url is None and engine.python is None and importlib.util.find_spec(kind) is None:
+        yield (
+            f"engine.kind={kind} needs the package {kind}: pip install 'querl[{kind}]', or set "
+            "engine.python to an interpreter that has it"
+        )
+    if engine.python is not None and not _has_module(engine.python, kind):
+        yield (
+            f"engine.python={engine.python!r} is no interpreter that has {kind}: name one, or "
+            f"install {kind} there"
+        )
+    if importlib.util.find_spec("aiohttp") is None:
+        yield f"engine.kind={kind} needs aiohttp: pip install 'querl[openai]'"
+
+
+def _has_module(python: str, module: str) -> bool:
+    """Whether a program is there, is a Python, and finds the module; imports nothing there."""
+    if shutil.which(python) is None:
+        return False
+    look = f"import importlib.util as u; raise SystemExit(u.find_spec({module!r}) is None)"
+    return subprocess.run([python, "-c", look], capture_output=True, check=False).returncode == 0
 
 
 def _missing_gpus(recipe: Recipe) -> Iterator[str]:

@@ -6,11 +6,14 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from company import company_recipe, make_company
+from console import Querl
 from templates import FAMILIES
 from tiny_policy import tiny_policy
 from typer.testing import CliRunner
@@ -21,6 +24,7 @@ from querl.config import load_recipe
 from querl.errors import ConfigError
 from querl.launch.local import model_path
 from querl.launch.needs import missing, needs, plan_settings
+from querl.rollout.server import ServerProcess
 
 WIDE = {"COLUMNS": "150"}
 RECIPE_FOLDER = Path(__file__).parents[2] / "recipes"
@@ -58,6 +62,16 @@ def test_a_machine_that_has_everything_is_ready(company: Path) -> None:
     assert code == 0
     assert out.endswith("ready\n")
     assert all(f"\n{name} " in out for name in ("torch", "peft", "typer", "rich"))
+
+
+def test_every_extra_that_a_user_may_want_is_told() -> None:
+    project = tomllib.loads((RECIPE_FOLDER.parent / "pyproject.toml").read_text())["project"]
+    extras = {name for name, packages in project["optional-dependencies"].items() if packages}
+    assert extras - {"dev", "trl"} == set(doctor_file.EXTRAS)
+    out = doctor()[1]
+    for extra, (module, _) in doctor_file.EXTRAS.items():
+        word = "installed" if find_spec(module) else f"pip install 'querl\\[{extra}]'"
+        assert re.search(rf"^extra {extra} +{word}", out, re.MULTILINE), extra
 
 
 def test_the_remedy_for_an_extra_is_printed_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +135,10 @@ def test_a_broken_recipe_has_exit_code_2_and_one_line(tmp_path: Path) -> None:
 def test_what_is_missing_comes_with_the_command_that_brings_it() -> None:
     found = list(missing(load_recipe(RECIPE_FOLDER / "skyrl-sql-7b.toml")))
     assert "engine.replicas=2 is not built yet" in found
-    assert "the package vllm, for engine.kind: pip install 'querl[vllm]'" in found
+    assert (
+        "engine.kind=vllm needs the package vllm: pip install 'querl[vllm]', or set engine.python "
+        "to an interpreter that has it"
+    ) in found
     assert any(
         line.endswith(
             "hf download Qwen/Qwen2.5-Coder-7B-Instruct --local-dir "
@@ -176,12 +193,50 @@ def test_the_remedy_for_a_full_gpu_is_for_what_fills_it() -> None:
         assert problem.endswith(f": set {remedy}")
 
 
-def test_an_interpreter_that_is_not_there_is_missing(company: Path) -> None:
-    served = ("engine.kind=vllm", "engine.placement=colocated")
-    _, out = doctor(company / "recipe.toml", *served, "engine.python=/nowhere/python")
-    assert "missing: engine.python='/nowhere/python': name the interpreter that has vllm" in out
-    _, out = doctor(company / "recipe.toml", *served, f"engine.python={sys.executable}")
+SERVED = ("engine.kind=vllm", "engine.placement=colocated")
+NO_VLLM = "is no interpreter that has vllm: name one, or install vllm there"
+
+
+def test_an_interpreter_without_the_server_is_missing(
+    company: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # isolated, so that this interpreter never sees the folder that is named below
+    without = tmp_path / "without"
+    without.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n', encoding="utf-8")
+    without.chmod(0o755)
+    (tmp_path / "packages" / "vllm").mkdir(parents=True)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "packages"))
+    for python in ("/nowhere/python", without, "/bin/false"):
+        _, out = doctor(company / "recipe.toml", *SERVED, f"engine.python={python}")
+        assert f"missing: engine.python='{python}' {NO_VLLM}" in out
+    _, out = doctor(company / "recipe.toml", *SERVED, f"engine.python={sys.executable}")
     assert "engine.python" not in out
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="asks what happens without vllm")
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [((), "pip install 'querl[vllm]', or set engine.python"), (("engine.python=no",), NO_VLLM)],
+    ids=["here", "elsewhere"],
+)
+@pytest.mark.parametrize("command", [("doctor", "--engine", "vllm"), ("train",), ("eval",)])
+def test_a_server_that_is_not_installed_is_refused_in_one_line_before_it_starts(
+    querl: Querl,
+    company: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: tuple[str, ...],
+    more: tuple[str, ...],
+    named: str,
+) -> None:
+    def never(self: ServerProcess) -> None:
+        raise AssertionError("there is nothing to start")
+
+    monkeypatch.setattr(ServerProcess, "launch", never)
+    name, *options = command
+    code, out, err = querl(name, company / "recipe.toml", *SERVED, *more, *options)
+    assert (code, err.count("\n")) == (2, 1)
+    assert named in err
+    assert "BROKEN" not in out
 
 
 def test_the_base_of_an_adapter_is_kept_on_the_host_while_its_engine_sleeps() -> None:

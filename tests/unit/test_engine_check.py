@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from company import make_company
 from console import Querl
-from engines import SmallSglang, SmallVllm, processes
+from engines import SmallSglang, SmallVllm, install, processes
 
 from querl.errors import EngineError
 from querl.rollout import sglang, vllm
@@ -122,6 +122,7 @@ def test_a_server_keeps_its_promises(
 ) -> None:
     monkeypatch.setattr(vllm, "Vllm", SmallVllm)
     monkeypatch.setattr(sglang, "Sglang", Unseeded)
+    install(kind, monkeypatch)
     code, out, err = querl("doctor", company / "recipe.toml", "--engine", kind)
     assert (code, broken(out), err) == (0, [], "")
     assert ("enable_deterministic_inference" in out) == (kind == "sglang")
@@ -133,6 +134,7 @@ def test_seeds_are_promised_by_an_sglang_that_is_started_to_follow_them(
     querl: Querl, company: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sglang, "Sglang", Unseeded)
+    install("sglang", monkeypatch)
     follows = "engine.options={enable_deterministic_inference=true}"
     code, out, _ = querl("doctor", company / "recipe.toml", "--engine", "sglang", follows)
     assert code == 1

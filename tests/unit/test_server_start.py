@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from company import make_company
 from console import Querl
-from engines import SmallVllm, processes
+from engines import SmallVllm, install, processes
 
 from querl.launch import training
 from querl.rollout import vllm
@@ -57,6 +57,7 @@ def test_a_server_starts_when_a_learner_that_leaves_the_gpu_has_left_it(
     order: list[str],
 ) -> None:
     monkeypatch.setattr(vllm, "Vllm", SmallVllm)
+    install("vllm", monkeypatch)
     company = make_company(tmp_path / "company")
     settings = (*SERVED, f"learner.offload={offload}")
     code, _, err = querl("train", company / "recipe.toml", *settings, "--out", tmp_path / "run")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from company import company_recipe, listener, make_company
 from console import Querl
-from engines import SmallVllm, processes
+from engines import SmallVllm, install, processes
 
 from querl import records
 from querl.errors import EngineError
@@ -28,6 +28,7 @@ SERVED = ("engine.kind=vllm", "engine.placement=colocated", "run.num_steps=2")
 def company(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The small server stands in for vLLM: the same flags and routes, a real model."""
     monkeypatch.setattr(vllm, "Vllm", SmallVllm)
+    install("vllm", monkeypatch)
     return make_company(tmp_path / "company")
 
 
