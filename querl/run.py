@@ -29,7 +29,7 @@ from querl.loggers import FOLDERS, open_loggers
 from querl.metrics import JsonlSink, Metrics
 from querl.sections import ModelConfig
 from querl.sql.databases import without_password
-from querl.trainer.checkpoint import Checkpoint, Checkpoints, RunLock, last_step, restore_threads
+from querl.trainer.checkpoint import Checkpoint, Checkpoints, RunLock, restore_threads
 from querl.trainer.guards import FaultLog
 
 if TYPE_CHECKING:
@@ -146,18 +146,13 @@ class RunFolder:
         last = self.checkpoints.last()
         if last is None:
             return None
-        before = last.cursor.get("learns_from")
-        if before != learns_from:
-            raise ConfigError(
-                f"{self.folder} holds a run on {before}, not on {learns_from}: give it the same "
-                "data to resume, name another --out, or start over with --fresh"
-            )
+        check_learnt_from(self.folder, last, learns_from)
         if restore_threads(last):
             self._say(f"computing with {last.num_threads} threads, as the run so far")
         if last.step < num_steps:
             self._say(f"resuming after step {last.step}")
         else:
-            self._say(_finished(self.folder))
+            self._say(finished(self.folder))
         return last
 
     def write(self, learner: Saveable, **cursor: int) -> Checkpoint:
@@ -200,7 +195,7 @@ class Run(RunFolder):
 
     def stay_finished(self) -> None:
         """As ``resume_point`` where ``is_finished``, whatever the run learnt from."""
-        self._say(_finished(self.folder))
+        self._say(finished(self.folder))
         self._return_to(self.checkpoints.last())
 
     def evaluations(self) -> list[dict[str, Any]]:
@@ -284,9 +279,24 @@ def is_finished(folder: Path, recipe: Recipe) -> bool:
     For who prepares something costly before; leaves no trace. The recipe is one that
     ``check_folder`` lets pass. Raises CheckpointError where the last checkpoint is damaged.
     """
-    step = last_step(folder / "checkpoints")
+    last = Checkpoints.last_of(folder)
     validated = [line["step"] for line in durable.read_lines(folder / EVALUATIONS)]
-    return step is not None and step >= recipe.run.num_steps and step in validated
+    return last is not None and last.step >= recipe.run.num_steps and last.step in validated
+
+
+def finished(folder: Path) -> str:
+    """What to say of a run that is."""
+    return f"{folder} holds a finished run: to start over, add --fresh"
+
+
+def check_learnt_from(folder: Path, last: Checkpoint, learns_from: str) -> None:
+    """Raises ConfigError where the checkpoint was learnt from what has another ``fingerprint``."""
+    before = last.cursor.get("learns_from")
+    if before != learns_from:
+        raise ConfigError(
+            f"{folder} holds a run on {before}, not on {learns_from}: give it the same "
+            "data to resume, name another --out, or start over with --fresh"
+        )
 
 
 def slowest(groups: Sequence[Group], most: int = 10) -> list[dict[str, Any]]:
@@ -315,10 +325,6 @@ def slowest(groups: Sequence[Group], most: int = 10) -> list[dict[str, Any]]:
 def fingerprint(what: str, content: bytes) -> str:
     """What a run learns from, in words and a digest: equal where nothing has changed."""
     return f"{what} ({hashlib.sha256(content).hexdigest()[:16]})"
-
-
-def _finished(folder: Path) -> str:
-    return f"{folder} holds a finished run: to start over, add --fresh"
 
 
 def _without_secrets(recipe: Recipe) -> Recipe:

@@ -14,6 +14,7 @@ from querl.cli.progress import progress
 from querl.config import load_recipe
 
 if TYPE_CHECKING:
+    from querl.config import Recipe
     from querl.launch.warm import Report
 
 
@@ -40,16 +41,34 @@ def sft(
     settings = load_recipe(recipe, tuple(overrides or ()))
     folder = folder_to_be(out or Path("runs") / f"{recipe.stem}-sft")
     console = Console(highlight=False)
-    from querl.launch.warm import prepare_warm_up, warm_up
-    from querl.run import RunFolder, check_folder
-
-    check_folder(folder, settings, fresh=fresh)
-    prepared = prepare_warm_up(settings, traces)  # first, so that a mistake leaves no trace
-    console.print("  ".join(f"{name} {n:,}" for name, n in prepared.derived.items()))
+    from querl.launch.warm import is_warmed_up
+    from querl.run import check_folder, finished
 
     def say(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
+    check_folder(folder, settings, fresh=fresh)
+    if not fresh and is_warmed_up(folder, traces):
+        say(finished(folder))
+    else:
+        _train(console, settings, traces, folder, fresh=fresh)
+    model = folder / "checkpoints" / "last" / "model"
+    if settings.lora.rank:
+        say(f"the adapter: {model}; to train on from it: querl export {model} --out FOLDER")
+    else:
+        say(f"the model: {model}")
+
+
+def _train(console: Console, settings: Recipe, traces: Path, folder: Path, *, fresh: bool) -> None:
+    """Prepare and train."""
+    from querl.launch.warm import prepare_warm_up, warm_up
+    from querl.run import RunFolder
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, soft_wrap=True)
+
+    prepared = prepare_warm_up(settings, traces)  # first, so that a mistake leaves no trace
+    console.print("  ".join(f"{name} {n:,}" for name, n in prepared.derived.items()))
     with RunFolder(folder, settings, say, derived=prepared.derived, fresh=fresh) as run:
         with progress(console, "sft step") as show:
 
@@ -63,8 +82,3 @@ def sft(
             warm_up(prepared, run, report)
         if run.wants_to_stop:
             say(f"stopped. To go on: {command_again()}")
-    model = folder / "checkpoints" / "last" / "model"
-    if settings.lora.rank:
-        say(f"the adapter: {model}; to train on from it: querl export {model} --out FOLDER")
-    else:
-        say(f"the model: {model}")

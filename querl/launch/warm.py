@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from querl.data.traces import Trace, load_traces
 from querl.launch.local import check_base, load_policy, make_trainable, optimizer_settings
 from querl.rollout.history import encode_exchange
-from querl.run import RunFolder, fingerprint
+from querl.run import RunFolder, check_learnt_from, fingerprint
+from querl.trainer.checkpoint import Checkpoints
 from querl.trainer.model import ModelShape, new_model
 from querl.trainer.sft import Sequences, SftSettings, SftTrainer
 from querl.trainer.tokenizer import frequent_phrases, train_tokenizer
@@ -92,13 +93,34 @@ class WarmUp:
     derived: dict[str, int]
 
 
+def is_warmed_up(folder: Path, path: Path) -> bool:
+    """Whether a supervised run has made its last step on a file of traces, and validated it.
+
+    For who prepares something costly before; leaves no trace. Raises ConfigError where it learnt
+    from other traces, CheckpointError where the last checkpoint is damaged.
+    """
+    last = Checkpoints.last_of(folder)
+    if last is None or last.step != last.cursor.get("num_steps"):
+        return False
+    if last.score is None and last.cursor["num_unseen"]:  # a kill may have come before its rating
+        return False
+    check_learnt_from(folder, last, read_traces(path)[1])
+    return True
+
+
+def read_traces(path: Path) -> tuple[list[Trace], str]:
+    """The traces of a file, and their ``fingerprint``. Raises DataError for what is no trace."""
+    traces = list(load_traces(path))
+    return traces, fingerprint(f"{len(traces):,} traces", path.read_bytes())
+
+
 def prepare_warm_up(recipe: Recipe, path: Path) -> WarmUp:
     """Load the recipe's model and a file of traces. Writes nothing.
 
     Raises ConfigError, DataError or ModelError for what cannot be used.
     """
     check_base(recipe)
-    traces = list(load_traces(path))
+    traces, learns_from = read_traces(path)
     policy = load_policy(recipe)
     make_trainable(recipe, policy)
     training, validation = split_by_database(traces)
@@ -122,7 +144,7 @@ def prepare_warm_up(recipe: Recipe, path: Path) -> WarmUp:
     return WarmUp(
         trainer=trainer,
         unseen=encode_traces(validation, policy.history) if validation else None,
-        learns_from=fingerprint(f"{len(traces):,} traces", path.read_bytes()),
+        learns_from=learns_from,
         derived={
             "traces to train on": len(training),
             "traces to validate on": len(validation),
@@ -140,6 +162,7 @@ def warm_up(prepared: WarmUp, run: RunFolder, on_step: Callable[[Report], None])
         trainer.load(last.folder)
         if last.score is None and unseen is not None:  # a kill came between the two lines below
             run.checkpoints.rate(last, -trainer.validation_loss(unseen))
+    num_unseen = 0 if unseen is None else len(unseen)
     save_every = max(trainer.num_steps // SAVES, 1)
     is_last = trainer.step == trainer.num_steps
     while not is_last:
@@ -147,7 +170,7 @@ def warm_up(prepared: WarmUp, run: RunFolder, on_step: Callable[[Report], None])
         is_last = trainer.step == trainer.num_steps or run.wants_to_stop
         loss = None
         if trainer.step % save_every == 0 or is_last:
-            checkpoint = run.write(trainer)
+            checkpoint = run.write(trainer, num_steps=trainer.num_steps, num_unseen=num_unseen)
             if unseen is not None:
                 loss = trainer.validation_loss(unseen)
                 run.checkpoints.rate(checkpoint, -loss)

@@ -83,11 +83,11 @@ class Checkpoints:
             (unfinished / "state.json").write_text(json.dumps(state), encoding="utf-8")
         self._point("last", folder)
         self._prune()
-        return self._read(folder)
+        return _read(folder)
 
     def rate(self, checkpoint: Checkpoint, score: float) -> bool:
         """Note a validation score, higher is better; True where it is the best so far."""
-        scores = self._scores()
+        scores = _scores(self._folder)
         is_best = all(
             score > other for name, other in scores.items() if name != checkpoint.folder.name
         )
@@ -103,33 +103,22 @@ class Checkpoints:
         """The newest whole checkpoint. Raises CheckpointError when it is damaged."""
         return self._linked("last")
 
+    @staticmethod
+    def last_of(run: Path) -> Checkpoint | None:
+        """``last`` of a run's folder, for who does not hold it.
+
+        Puts nothing right that a killed writer left. Raises CheckpointError when it is damaged.
+        """
+        link = run / "checkpoints" / "last"
+        return _read(link.parent / link.readlink()) if (link / "state.json").is_file() else None
+
     def best(self) -> Checkpoint | None:
         """The one with the highest score. Raises CheckpointError when it is damaged."""
         return self._linked("best")
 
     def _linked(self, name: str) -> Checkpoint | None:
         link = self._folder / name
-        return self._read(self._folder / link.readlink()) if link.is_symlink() else None
-
-    def _read(self, folder: Path) -> Checkpoint:
-        state = read_json(folder / "state.json")
-        try:
-            return Checkpoint(
-                folder=folder,
-                step=state["step"],
-                cursor=state["cursor"],
-                num_threads=state["num_threads"],
-                score=self._scores().get(folder.name),
-            )
-        except KeyError as error:
-            raise CheckpointError(
-                f"{folder / 'state.json'} has no {error}: it is damaged, or of an older querl; "
-                "start over with --fresh"
-            ) from error
-
-    def _scores(self) -> dict[str, float]:
-        path = self._folder / "scores.json"
-        return read_json(path) if path.exists() else {}
+        return _read(self._folder / link.readlink()) if link.is_symlink() else None
 
     def _point(self, name: str, folder: Path) -> None:
         unfinished = self._folder / f"{UNFINISHED}{name}"
@@ -149,16 +138,6 @@ class Checkpoints:
         for folder in folders[: -self._keep]:
             if folder.name not in linked:
                 shutil.rmtree(folder)
-
-
-def last_step(folder: Path) -> int | None:
-    """The step of the last checkpoint in ``<run>/checkpoints``, None where there is none.
-
-    For who does not hold the run: unlike ``Checkpoints`` it puts nothing right that a killed writer
-    left. Raises CheckpointError where the checkpoint is damaged.
-    """
-    path = folder / "last" / "state.json"
-    return read_json(path).get("step") if path.is_file() else None
 
 
 def restore_threads(checkpoint: Checkpoint) -> bool:
@@ -242,6 +221,28 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is damaged: it holds no object")
     return value
+
+
+def _read(folder: Path) -> Checkpoint:
+    state = read_json(folder / "state.json")
+    try:
+        return Checkpoint(
+            folder=folder,
+            step=state["step"],
+            cursor=state["cursor"],
+            num_threads=state["num_threads"],
+            score=_scores(folder.parent).get(folder.name),
+        )
+    except KeyError as error:
+        raise CheckpointError(
+            f"{folder / 'state.json'} has no {error}: it is damaged, or of an older querl; "
+            "start over with --fresh"
+        ) from error
+
+
+def _scores(folder: Path) -> dict[str, float]:
+    path = folder / "scores.json"
+    return read_json(path) if path.exists() else {}
 
 
 def _tidy(folder: Path) -> None:

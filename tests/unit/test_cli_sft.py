@@ -73,9 +73,16 @@ def test_a_finished_run_changes_nothing_and_says_how_to_start_over(
     querl: Querl, company: Path, whole: Path
 ) -> None:
     before = weights(whole)
-    code, out, _ = querl(*command(company, whole))
-    assert code == 0
+    derived = (whole / "derived.json").read_text(encoding="utf-8")
+    (company / "model").rename(company / "elsewhere")  # it takes no model to tell
+    try:
+        code, out, err = querl(*command(company, whole))
+    finally:
+        (company / "elsewhere").rename(company / "model")
+    assert (code, err) == (0, "")
     assert f"{whole} holds a finished run: to start over, add --fresh" in out
+    assert f"the model: {whole}/checkpoints/last/model" in out
+    assert (whole / "derived.json").read_text(encoding="utf-8") == derived
     assert all(weights(whole)[name].equal(one) for name, one in before.items())
 
 
@@ -142,3 +149,23 @@ def test_ctrl_c_saves_the_step_and_the_command_it_names_ends_the_same(
     assert code == 0
     assert f"resuming after step {stopped}" in told
     assert all(weights(out)[name].equal(one) for name, one in weights(whole).items())
+
+
+def test_a_run_whose_last_step_was_not_validated_is_prepared(
+    querl: Querl, company: Path, tmp_path: Path
+) -> None:
+    """A kill came between the last checkpoint and its validation."""
+    run = command(company, tmp_path / "run", "sft.epochs=1")
+    assert querl(*run)[0] == 0
+    state = tmp_path / "run" / "checkpoints" / "last" / "state.json"
+    content = json.loads(state.read_text(encoding="utf-8"))
+    assert content["cursor"]["num_unseen"] == 0  # one database, of which none is held out
+    content["cursor"]["num_unseen"] = 1
+    state.write_text(json.dumps(content), encoding="utf-8")
+    (company / "model").rename(company / "elsewhere")
+    try:
+        code, _, err = querl(*run)
+    finally:
+        (company / "elsewhere").rename(company / "model")
+    assert code == 2
+    assert f"{company}/model" in err
