@@ -12,7 +12,7 @@ from querl.errors import ConfigError
 from querl.types import StopReason
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from rich.console import Console
@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 QUESTION_CHARS = 60
 # Numbers that differ by less, of their own size, differ by rounding.
 SAME = 1e-3
+
+
+def refuse_options(options: Mapping[str, object]) -> None:
+    """Raise ConfigError where one is given: a replay has all from the run's folder."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise ConfigError(
+            f"--replay reads the run's folder and writes nothing: leave out {', '.join(given)}"
+        )
 
 
 def show_replay(console: Console, run: Path, step: int, overrides: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from querl.cli.again import command_again
 from querl.cli.panel import Progresses, spark
 from querl.cli.paths import Overrides, folder_to_be
 from querl.cli.progress import progress
-from querl.cli.replay import show_replay
+from querl.cli.replay import refuse_options, show_replay
 from querl.config import Recipe, load_recipe
 from querl.errors import ConfigError
 from querl.sql.databases import name_to_show
@@ -60,9 +60,7 @@ def train(
     ] = None,
     replay: Annotated[
         tuple[Path, int] | None,
-        typer.Option(
-            metavar="RUN STEP", help="Train on a run's stored step again, and explain it."
-        ),
+        typer.Option(metavar="RUN STEP", help="Explain a run's stored step: train on it again."),
     ] = None,
 ) -> None:
     """Sample groups of episodes, reward them by execution, improve the model, repeat.
@@ -77,6 +75,8 @@ def train(
     """
     words = [word for word in (recipe, *(overrides or ())) if word is not None]
     if replay is not None:
+        named = {"--db": db, "--questions": questions, "--model": model, "--out": out}
+        refuse_options(named | {"--fresh": fresh or None, "--max-samples": max_samples})
         show_replay(Console(highlight=False), *replay, words)
         return
     chosen = own.choose(words, own.Named(db=db, questions=questions, model=model))

@@ -251,3 +251,23 @@ def test_the_command_refuses_another_recipe(querl: Querl, whole: tuple[Path, Not
     code, _, err = querl("train", "recipes/demo.toml", "--replay", whole[0], 2)
     assert code == 2
     assert "--replay takes the recipe from the run's folder, not recipes/demo.toml" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--db", "shop.sqlite", "--questions", "q.csv"), "--db, --questions"),
+        (("--model", "other"), "--model"),
+        (("--out", "elsewhere"), "--out"),
+        (("--fresh",), "--fresh"),
+        (("--max-samples", 3), "--max-samples"),
+    ],
+)
+def test_the_command_refuses_what_a_replay_does_not_use(
+    querl: Querl, whole: tuple[Path, Noting], options: tuple[object, ...], named: str
+) -> None:
+    code, _, err = querl("train", *options, "--replay", whole[0], 2)
+    assert code == 2
+    assert err == (
+        f"querl: --replay reads the run's folder and writes nothing: leave out {named}\n"
+    )
