@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from company import company_recipe, make_company
 from console import Querl
+from engines import install
 from templates import FAMILIES
 from tiny_policy import tiny_policy
 from typer.testing import CliRunner
@@ -23,7 +24,7 @@ from querl.cli.app import app
 from querl.config import load_recipe
 from querl.errors import ConfigError
 from querl.launch.local import model_path
-from querl.launch.needs import missing, needs, plan_settings
+from querl.launch.needs import check_server, missing, needs, plan_settings
 from querl.rollout.server import ServerProcess
 
 WIDE = {"COLUMNS": "150"}
@@ -237,6 +238,18 @@ def test_a_server_that_is_not_installed_is_refused_in_one_line_before_it_starts(
     assert (code, err.count("\n")) == (2, 1)
     assert named in err
     assert "BROKEN" not in out
+
+
+def test_no_server_is_asked_without_a_client(
+    company: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("vllm", monkeypatch)
+    check_server(company_recipe(company, *SERVED))
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    elsewhere = ("engine.kind=vllm", "engine.placement=separate", "engine.url=http://gpu2:8000")
+    for server in (SERVED, elsewhere):
+        with pytest.raises(ConfigError, match=r"needs aiohttp: pip install 'querl\[openai\]'"):
+            check_server(company_recipe(company, *server))
 
 
 def test_the_base_of_an_adapter_is_kept_on_the_host_while_its_engine_sleeps() -> None:
