@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -305,10 +304,12 @@ def _missing_for_server(recipe: Recipe) -> Iterator[str]:
 
 def _has_module(python: str, module: str) -> bool:
     """Whether a program is there, is a Python, and finds the module; imports nothing there."""
-    if shutil.which(python) is None:
-        return False
     look = f"import importlib.util as u; raise SystemExit(u.find_spec({module!r}) is None)"
-    return subprocess.run([python, "-c", look], capture_output=True, check=False).returncode == 0
+    try:
+        asked = subprocess.run([python, "-c", look], capture_output=True, check=False)
+    except OSError:
+        return False
+    return asked.returncode == 0
 
 
 def _missing_gpus(recipe: Recipe) -> Iterator[str]:

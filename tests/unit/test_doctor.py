@@ -207,7 +207,10 @@ def test_an_interpreter_without_the_server_is_missing(
     without.chmod(0o755)
     (tmp_path / "packages" / "vllm").mkdir(parents=True)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "packages"))
-    for python in ("/nowhere/python", without, "/bin/false"):
+    broken = tmp_path / "broken"
+    broken.write_bytes(b"no program")
+    broken.chmod(0o755)
+    for python in ("/nowhere/python", without, "/bin/false", broken, tmp_path):
         _, out = doctor(company / "recipe.toml", *SERVED, f"engine.python={python}")
         assert f"missing: engine.python='{python}' {NO_VLLM}" in out
     _, out = doctor(company / "recipe.toml", *SERVED, f"engine.python={sys.executable}")
