@@ -22,13 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from querl import durable, records
-from querl.config import Recipe, load_recipe
+from querl.config import Recipe
 from querl.durable import saving
-from querl.errors import CheckpointError, ConfigError
-from querl.loggers import FOLDERS, open_loggers
+from querl.errors import ConfigError
+from querl.loggers import open_loggers
 from querl.metrics import JsonlSink, Metrics
-from querl.sections import ModelConfig
-from querl.sql.databases import without_password
+from querl.run_check import check_content, without_secrets
 from querl.trainer.checkpoint import Checkpoint, Checkpoints, RunLock, restore_threads
 from querl.trainer.guards import FaultLog
 
@@ -42,22 +41,7 @@ if TYPE_CHECKING:
     from querl.trainer.learner import Learner
     from querl.types import Group
 
-# What may differ between a run and its resumption: it changes how long, not what is learnt. What an
-# engine's failure asks to change must be among it.
-MAY_CHANGE = {
-    *(("run", key) for key in ("keep_checkpoints", "save_every", "loggers")),
-    *(("engine", key) for key in ("url", "python", "start_timeout_s", "heartbeat_s", "frontends")),
-    ("engine", "memory_share"),
-}
 EVALUATIONS = "evaluations.jsonl"
-# Settings that name a file or a folder, which may be spelt in many ways.
-NAME_PATHS = {
-    ("data", "db"),
-    ("data", "questions"),
-    ("data", "source"),
-    ("model", "path"),
-    ("reward", "suite"),
-}
 
 
 class Watcher(Protocol):
@@ -95,7 +79,7 @@ class RunFolder:
         fresh: bool,
     ) -> None:
         self.folder = folder
-        self._recipe = _without_secrets(recipe)
+        self._recipe = without_secrets(recipe)
         self._say = say
         self._derived = derived
         self._fresh = fresh
@@ -108,7 +92,7 @@ class RunFolder:
         with ExitStack() as held:  # a refusal below gives the lock back
             held.enter_context(RunLock(self.folder))
             with saving(self.folder):
-                _check_content(self.folder, self._recipe, fresh=self._fresh)
+                check_content(self.folder, self._recipe, fresh=self._fresh)
                 if self._fresh:
                     _empty(self.folder)
                 durable.replace_text(self.folder / "recipe.toml", self._recipe.to_toml())
@@ -260,19 +244,6 @@ class Run(RunFolder):
                 logger.write(step, values)
 
 
-def check_folder(folder: Path, recipe: Recipe, *, fresh: bool) -> None:
-    """Raise what a run would raise on taking the folder, and leave no trace in it.
-
-    For who starts something costly before. Raises CheckpointError where another run holds it, or
-    where ``fresh`` would delete what is no run's, ConfigError where it holds another recipe's run.
-    """
-    if (folder / "lock").exists():
-        with RunLock(folder):
-            pass
-    if folder.is_dir():
-        _check_content(folder, _without_secrets(recipe), fresh=fresh)
-
-
 def is_finished(folder: Path, recipe: Recipe) -> bool:
     """Whether a run has made all its steps and validated the last, so that only its report is left.
 
@@ -325,67 +296,6 @@ def slowest(groups: Sequence[Group], most: int = 10) -> list[dict[str, Any]]:
 def fingerprint(what: str, content: bytes) -> str:
     """What a run learns from, in words and a digest: equal where nothing has changed."""
     return f"{what} ({hashlib.sha256(content).hexdigest()[:16]})"
-
-
-def _without_secrets(recipe: Recipe) -> Recipe:
-    """As a run's folder and its loggers keep it: a server's password belongs to the environment."""
-    if recipe.data.db is None:
-        return recipe
-    data = recipe.data.model_copy(update={"db": without_password(recipe.data.db)})
-    return recipe.model_copy(update={"data": data})
-
-
-def _same_path(one: str | None, other: str | None) -> bool:
-    """Whether both name one file or folder, behind the same ``loader:``; no name is no file."""
-    if one == other or one is None or other is None:
-        return one == other
-    if "://" in one + other or ModelConfig().path in (one, other):  # URLs; the package's own model
-        return False
-    (loader, _, path), (other_loader, _, other_path) = one.rpartition(":"), other.rpartition(":")
-    return loader == other_loader and Path(path).resolve() == Path(other_path).resolve()
-
-
-def _depends_on_length(recipe: Recipe) -> bool:
-    """Whether what a step learns hangs on how many steps there will be."""
-    is_annealed = any(part.until is not None for part in recipe.reward.parts.values())
-    return recipe.optimizer.schedule != "constant" or is_annealed
-
-
-def _check_content(folder: Path, recipe: Recipe, *, fresh: bool) -> None:
-    if fresh:
-        _check_only_run(folder)
-    elif (folder / "recipe.toml").exists() and (folder / "checkpoints" / "last").is_symlink():
-        _check_same(folder, load_recipe(folder / "recipe.toml"), recipe)
-
-
-def _check_same(folder: Path, before: Recipe, recipe: Recipe) -> None:
-    before = _without_secrets(before)
-    may_change = MAY_CHANGE
-    if not _depends_on_length(before):
-        may_change = MAY_CHANGE | {("run", "num_steps")}
-    for name, section in recipe:
-        for key, value in section:
-            old = vars(vars(before)[name])[key]
-            if (name, key) in may_change:
-                continue
-            is_path = (name, key) in NAME_PATHS
-            if not (_same_path(value, old) if is_path else value == old):
-                raise ConfigError(
-                    f"{folder} holds a run with {name}.{key} = {old!r}, not {value!r}: "
-                    "set it back to resume, name another --out, or start over with --fresh"
-                )
-
-
-def _check_only_run(folder: Path) -> None:
-    """Raise CheckpointError where the folder holds anything that is no part of a run."""
-    known = {"recipe.toml", "derived.json", "metrics.jsonl", "evaluations.jsonl", "slowest.jsonl"}
-    known |= {"records", "dumps", "checkpoints", "lock"} | FOLDERS
-    found = {path.name.removeprefix(durable.UNFINISHED) for path in folder.iterdir()}
-    strange = sorted(found - known)
-    if strange:
-        raise CheckpointError(
-            f"{folder} holds {strange[0]!r}, which is no part of a run: name another --out"
-        )
 
 
 def _empty(folder: Path) -> None:

@@ -42,7 +42,8 @@ def sft(
     folder = folder_to_be(out or Path("runs") / f"{recipe.stem}-sft")
     console = Console(highlight=False)
     from querl.launch.warm import is_warmed_up
-    from querl.run import check_folder, finished
+    from querl.run import finished
+    from querl.run_check import check_folder
 
     def say(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)

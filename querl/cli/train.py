@@ -99,7 +99,8 @@ def _is_told(console: Console, resolved: Recipe, folder: Path, *, fresh: bool) -
 
     False where there is something to train. Raises what ``check_folder`` raises.
     """
-    from querl.run import Run, check_folder, is_finished
+    from querl.run import Run, is_finished
+    from querl.run_check import check_folder
 
     # or an engine would take the memory of a run that is there, and load for one that is refused
     check_folder(folder, resolved, fresh=fresh)

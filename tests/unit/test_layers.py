@@ -18,7 +18,7 @@ LAYERS = {
     **dict.fromkeys(("sql", "records"), 1),
     **dict.fromkeys(("env", "data", "algorithm"), 2),
     **dict.fromkeys(("rollout", "trainer", "suite"), 3),
-    "eval": 4,
+    **dict.fromkeys(("eval", "run_check"), 4),
     **dict.fromkeys(("train", "run"), 5),
     **dict.fromkeys(("launch", "viewer"), 6),
     "cli": 7,

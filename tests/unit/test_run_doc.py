@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from querl.algorithm.sample import LeftOut
-from querl.run import MAY_CHANGE
+from querl.run_check import MAY_CHANGE
 
 ROOT = Path(__file__).parents[2]
 ROOMS = "rollout|groups|policy|sampler|probe|engine|optimizer|tokens|speed|time|sft"
