@@ -25,6 +25,7 @@ from querl import durable, records
 from querl.config import Recipe
 from querl.durable import saving
 from querl.errors import ConfigError
+from querl.eval.run import rating
 from querl.loggers import open_loggers
 from querl.metrics import JsonlSink, Metrics
 from querl.run_check import check_content, without_secrets
@@ -201,10 +202,10 @@ class Run(RunFolder):
         """Write a validation; a checkpoint of that step, which had none, is rated by it."""
         with saving(self._evaluations), self._evaluations.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **summary}) + "\n")
-        self._latest = step, summary["accuracy"]
+        self._latest = step, rating(summary)
         last = self.checkpoints.last()
         if last is not None and last.step == step:
-            self.checkpoints.rate(last, summary["accuracy"])
+            self.checkpoints.rate(last, rating(summary))
         numbers = {f"eval/{k}": v for k, v in summary.items() if isinstance(v, int | float)}
         self._report(step, numbers)
         self._watcher.evaluated(step, summary)
@@ -236,7 +237,7 @@ class Run(RunFolder):
             durable.truncate_after(self._slowest, step)
         for line in self.evaluations():
             if last is not None and line["step"] == step:  # a kill may have come before its rating
-                self.checkpoints.rate(last, line["accuracy"])
+                self.checkpoints.rate(last, rating(line))
 
     def _report(self, step: int, values: Mapping[str, float]) -> None:
         with saving(self.folder):

@@ -109,6 +109,8 @@ class Progresses:
         self._validating, self._validated = None, ""
         low, high = summary["accuracy_interval"]
         line = f"validation after {step} steps: {summary['accuracy']:.1%} [{low:.1%}, {high:.1%}]"
+        if summary["suite_accuracy"] is not None:
+            line += f", {summary['suite_accuracy']:.1%} on the suite too"
         if self._live:
             self._live.update(self._render())
         else:

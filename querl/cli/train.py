@@ -22,6 +22,7 @@ from querl.cli.progress import progress
 from querl.cli.replay import refuse_options, show_replay
 from querl.config import Recipe, load_recipe
 from querl.errors import ConfigError
+from querl.eval.run import rating
 from querl.sql.databases import name_to_show
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ def _report(console: Console, run: Run, *, took: str = "") -> None:
                 console.print(turn["observation"], markup=False, style="dim", soft_wrap=True)
     best = run.checkpoints.best()
     if best is not None and best.score is not None:
-        for line in about_the_model(run.folder, best.step, best.score, before=first["accuracy"]):
+        for line in about_the_model(run.folder, best.step, best.score, before=rating(first)):
             console.print(line, markup=False, soft_wrap=True)
 
 

@@ -131,6 +131,13 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:
     }
 
 
+def rating(summary: dict[str, Any]) -> float:
+    """What checkpoints are compared by: luck counts for nothing where suites can tell it."""
+    on_suite: float | None = summary["suite_accuracy"]
+    accuracy: float = summary["accuracy"]
+    return accuracy if on_suite is None else on_suite
+
+
 def detail_lines(episodes: Sequence[Episode]) -> list[dict[str, Any]]:
     """A line an episode; with one sample a task ``querl score`` reads them as predictions.
 

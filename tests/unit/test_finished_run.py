@@ -20,7 +20,12 @@ from querl.trainer.checkpoint import Checkpoints
 
 NUM_STEPS = 2
 SHORT = f"run.num_steps={NUM_STEPS}"
-VALIDATED = {"accuracy": 0.5, "accuracy_interval": [0.3, 0.7], "wins_used_tool": None}
+VALIDATED = {
+    "accuracy": 0.5,
+    "suite_accuracy": None,
+    "accuracy_interval": [0.3, 0.7],
+    "wins_used_tool": None,
+}
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from querl.launch.training import prepare, train_prepared
 from querl.run import Run
 
 STEP = {"time/step_s": 2.0, "rollout/reward": 0.5}
-SUMMARY = {"accuracy": 0.5, "accuracy_interval": (0.4, 0.6)}
+SUMMARY = {"accuracy": 0.5, "suite_accuracy": None, "accuracy_interval": (0.4, 0.6)}
 
 
 def watch(*, is_terminal: bool) -> tuple[Progresses, io.StringIO]:

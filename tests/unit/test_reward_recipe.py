@@ -13,7 +13,7 @@ from company import GOLDS, SCHEMA, company_recipe, make_company, make_database, 
 
 from querl.config import Recipe, load_recipe
 from querl.errors import ConfigError, DataError
-from querl.eval.run import Episode, summarise
+from querl.eval.run import Episode, rating, summarise
 from querl.launch.local import check_suite, make_judge, make_reward
 from querl.launch.training import prepare
 from querl.sql.suite import SuiteHead, SuiteQuestion, write_suite
@@ -178,3 +178,5 @@ def test_an_evaluation_tells_what_is_right_on_the_suite_too() -> None:
     assert summary(RIGHT, wrong)["suite_accuracy_interval"] is None
     low, high = summary(right, lucky, wrong, wrong)["suite_accuracy_interval"]
     assert 0 < low < 0.25 < high < 1  # one task: Wilson's
+    assert rating(summary(right, lucky, wrong, wrong)) == 0.25  # luck keeps no checkpoint
+    assert rating(summary(RIGHT, wrong)) == 0.5
