@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,9 +46,7 @@ def sft(
     from querl.run import finished
     from querl.run_check import check_folder
 
-    def say(text: str) -> None:
-        console.print(text, markup=False, soft_wrap=True)
-
+    say = partial(console.print, markup=False, soft_wrap=True)
     check_folder(folder, settings, fresh=fresh)
     if not fresh and is_warmed_up(folder, traces):
         say(finished(folder))
@@ -65,9 +64,7 @@ def _train(console: Console, settings: Recipe, traces: Path, folder: Path, *, fr
     from querl.launch.warm import prepare_warm_up, warm_up
     from querl.run import RunFolder
 
-    def say(text: str) -> None:
-        console.print(text, markup=False, soft_wrap=True)
-
+    say = partial(console.print, markup=False, soft_wrap=True)
     prepared = prepare_warm_up(settings, traces)  # first, so that a mistake leaves no trace
     console.print("  ".join(f"{name} {n:,}" for name, n in prepared.derived.items()))
     with RunFolder(folder, settings, say, derived=prepared.derived, fresh=fresh) as run:
